@@ -46,7 +46,7 @@ async def main(url, mode):
                     failures.append(repr(answer))
             except Exception as error:
                 failures.append(repr(error))
-            await anyio.sleep(0.05)
+            await anyio.sleep(0.2)
     print(json.dumps({"calls": calls, "failures": failures[:5]}))
 
 anyio.run(main, *sys.argv[1:])
