@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import psycopg
 import pytest
@@ -32,7 +33,7 @@ _READS = ("SELECT", "SHOW", "BEGIN", "SET")
 _FEWEST_STEPS = 15
 _MOST_STEPS = 100
 
-_OPENED = dict[int, Store]()
+_OPENED = WeakKeyDictionary[Place, Store]()
 
 
 class Way(NamedTuple):
@@ -80,9 +81,9 @@ def _rotate(store: Store, name: str) -> str | None:
 
 def _store(place: Place) -> Store:
     """Return the store of this process: each new one makes new connections."""
-    if id(place) not in _OPENED:
-        _OPENED[id(place)] = place.open()
-    return _OPENED[id(place)]
+    if place not in _OPENED:
+        _OPENED[place] = place.open()
+    return _OPENED[place]
 
 
 def _record(place: Place, name: str) -> Record | None:
