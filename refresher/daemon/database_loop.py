@@ -131,8 +131,8 @@ class Keeper:
                         "the database was promoted, or restored: grants that may have been rotated since its last "
                         "commit are in doubt until their access token expires"
                     )
-                for problem in self._store.commit_spills():
-                    said.log("", problem, logging.ERROR, problem)
+                for name, problem, *_ in self._store.commit_spills():
+                    said.log("", problem, logging.ERROR, f"{name}: not rotated here: {problem}")
                 self._store.release_again()
                 self.problem, pause = None, _BEAT_INTERVAL
             except RefresherError as error:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from refresher.common.errors import StorageError
+from refresher.common.errors import GrantFileError, StorageError
 from refresher.config import Settings
 from refresher.grants.record import Grant
 from refresher.operations import names as unknown_names
@@ -20,6 +20,7 @@ from refresher.operations.work_queue import MAX_PER_SERVER, MAX_RUNNING, run_all
 
 if TYPE_CHECKING:
     from refresher.storage.postgres.postgres_store import PostgresStore
+    from refresher.storage.postgres.spills import Unstored
 
 __all__ = ["run_once_in_database"]
 
@@ -47,8 +48,9 @@ def run_once_in_database(
     """
     if (problem := store.prepare()) is not None:
         log.warning("cannot accept demands from agents: %s", problem)
-    for problem in store.commit_spills():
-        log.error("%s", problem)
+    unstored = store.commit_spills()
+    for each in unstored:
+        log.error("%s: %s", each.name, each.problem)
     from refresher.storage.postgres.changes import Changes
 
     terms = Terms(ca_file=settings.ca_file, stopping=stopping, emit=emit)
@@ -74,11 +76,23 @@ def run_once_in_database(
         results = rotate_all(_orders(store, names, force=force, horizon=horizon))
     else:
         results = _rotate_due(store, rotate_all, horizon, stopping)
+        # Not claimed here: another host may rotate them.
+        results += [
+            Result(each.name, "invalid_grant_file", None, each.problem) for each in unstored if _holds_up(store, each)
+        ]
     with suppress(StorageError):  # the next run does the same
         mirror.publish(names)
         mirror.take_demands()
     store.release_again()
     return results
+
+
+def _holds_up(store: "PostgresStore", unstored: "Unstored") -> bool:
+    """Whether a spill may hold the successor of what is stored under its name."""
+    with suppress(GrantFileError):
+        record = store.load(unstored.name).record
+        return isinstance(record, Grant) and unstored.concerns(record.grant_id, record.generation)
+    return False
 
 
 def _rotate_due(

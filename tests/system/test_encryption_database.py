@@ -1,5 +1,6 @@
 """Sealed grants in a database: no secret is in the clear, and hosts of agents need their own key only."""
 
+import json
 import os
 import signal
 import uuid
@@ -133,11 +134,11 @@ def test_a_spill_is_sealed_and_waits_for_its_key(site: Site, tmp_path: Path) -> 
         sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
         path = spills.save(sealed.directories, sent, newer)
         assert new.encode() not in path.read_bytes()
-        assert [each.split(": ")[0] for each in blind.commit_spills()] == [str(path)]
+        assert [each.problem.split(": ")[0] for each in blind.commit_spills()] == [str(path)]
         # Its writing may have been cut off, long ago; without the key, nobody knows.
         new_name = path.rename(path.with_suffix(spills.INCOMPLETE))
         os.utime(new_name, (0, 0))
-        assert [each.split(": ")[0] for each in blind.commit_spills()] == [str(new_name)]
+        assert [each.problem.split(": ")[0] for each in blind.commit_spills()] == [str(new_name)]
         assert new_name.exists()
         assert sealed.commit_spills() == []
         assert not new_name.exists()
@@ -167,3 +168,22 @@ def test_a_daemon_with_a_database_takes_its_keys_with_sighup(site: Site) -> None
             wait_until(lambda: owner.token("linear").generation > before, "the daemon rotates and publishes")
             stopped(owner, process)
         assert in_the_clear(site, server) == []
+
+
+def test_a_run_names_the_spill_that_it_cannot_store(site: Site) -> None:
+    """If it failed, cron would be silent while the only copy of a token lies in a damaged file."""
+    host = site.host("a")
+    with TokenServer(lambda _: 3600) as server:
+        host.import_grant("linear", server.grant("linear"))
+        grant = site.grant("linear")
+        sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
+        newer = msgspec.structs.replace(grant, generation=1, refresh_token=Secret("a-refresh-token-that-is-new"))
+        path = spills.save(host.directories, sent, newer)
+        path.write_bytes(path.read_bytes()[:-9])
+        done = host("run-once", "--json")
+        assert [(each["name"], each["outcome"]) for each in json.loads(done.stdout)["results"]] == [
+            ("linear", "invalid_grant_file")
+        ]
+        assert str(path) in done.stderr
+        assert done.code == 2
+        assert server.asked == {}

@@ -22,6 +22,7 @@ from refresher.storage.postgres.database import Database, DatabaseAway, UnknownO
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.postgres.settling import Sent
+from refresher.storage.postgres.spills import Unstored
 
 __all__ = ["PostgresAttempt", "commit_spills", "read_clocks"]
 
@@ -29,6 +30,8 @@ _SPILL_AFTER: Final = 2.0
 _LONGEST_PAUSE: Final = 10.0
 _ONLY_OURS: Final = 20.0
 """Seconds after the begin of an attempt within which no other can have its lease."""
+
+_DOES_NOT_FIT: Final = "does not fit the grant that is stored: it is kept in the table refresher.orphan"
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +129,7 @@ class PostgresAttempt:
                     spills.remove(self._directories, self._sent)
                 self._spilling.release()
             if there is not None and until_saved and there.generation < record.generation:
-                log.warning(
-                    "%s: the new token does not fit the grant that is stored: it is kept in the table refresher.orphan",
-                    record.name,
-                )
+                log.warning("%s: the new token %s", record.name, _DOES_NOT_FIT)
             return there if isinstance(there, Grant) else record
 
     def _spill(self, record: Grant) -> bool:
@@ -178,38 +178,43 @@ class PostgresAttempt:
         self._in_flight.pop(self._lease.attempt, None)
 
 
-def commit_spills(database: Database, directories: Directories, name: str | None = None) -> list[str]:
-    """Store the spills of this host, of ``name`` or of all names; return what a person must know.
+def commit_spills(database: Database, directories: Directories, name: str | None = None) -> list[Unstored]:
+    """Store the spills of this host, of ``name`` or of all names; return those that cannot be stored.
 
     Raises ``StorageError`` if the database does not take one.
     """
-    problems = []
+    left: list[Unstored] = []
     for path in spills.find(directories, name):
+        found = Unstored(path.name.rsplit(".", 2)[0], "")
         try:
             sent, record = spills.read(directories, path)
+            found = Unstored(sent.name, "", sent.grant_id, sent.generation)
             open_secrets(record)  # before a row is locked, as the next: a source of keys can be slow
             directories.keys.load()
-            _settle(database, directories.keys, sent, record, issued=True)
+            there = _settle(database, directories.keys, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it
         except DatabaseAway as error:
             if not error.refuses_data:
                 raise
-            problems.append(f"{path}: {error}")
+            left.append(found._replace(problem=f"{path}: {error}"))
             continue
         except KeyUnavailable as error:
-            problems.append(f"{path}: {error}")
+            left.append(found._replace(problem=f"{path}: {error}"))
             continue
         except (GrantFileError, OSError, ValueError) as error:
             if path.suffix == spills.INCOMPLETE:
                 spills.set_aside_if_cut_off(path)
                 continue
-            problems.append(f"{path}: {error}")
+            left.append(found._replace(problem=f"{path}: {error}"))
             continue
         spills.remove(directories, sent)
         path.unlink(missing_ok=True)
-        log.warning("%s: stored a token that had been saved in %s", sent.name, path)
-    return problems
+        if there is None or there.generation < record.generation:
+            log.warning("%s: a token that had been saved in %s %s", sent.name, path, _DOES_NOT_FIT)
+        else:
+            log.warning("%s: stored a token that had been saved in %s", sent.name, path)
+    return left
 
 
 def _settle(

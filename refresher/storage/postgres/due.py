@@ -12,6 +12,7 @@ from psycopg import sql
 
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import COLUMNS, EPOCH, FREE, OPENED, Lease, lease_of
+from refresher.storage.postgres.spills import Unstored
 
 __all__ = ["claim_due", "count_due"]
 
@@ -33,6 +34,13 @@ _NOW: Final = f"extract(epoch FROM clock_timestamp()) * {_RATE}"
 _DUE: Final = "l.next_at <= coalesce(%(until)s::timestamptz, now()) AND l.next_at < 'infinity'"
 """The condition that uses the indexes: without its second part, each claim would read all grants."""
 
+_UNSPILLED: Final = """NOT EXISTS (
+    SELECT FROM unnest(%(spilled)s::text[], %(spilled_ids)s::text[], %(spilled_generations)s::bigint[])
+        AS spilled (name, grant_id, generation)
+    WHERE spilled.name = l.name
+    AND coalesce(spilled.grant_id = l.grant_id AND spilled.generation = l.generation, true))"""
+"""The condition that no spill of this host may hold the successor of the grant (``Unstored.concerns``)."""
+
 _CLAIM: Final = f"""WITH busy AS (
     SELECT * FROM unnest(%(servers)s::text[], %(rooms)s::integer[]) AS busy (origin, room)
 ), head AS MATERIALIZED (
@@ -51,7 +59,7 @@ _CLAIM: Final = f"""WITH busy AS (
     SELECT found.name FROM chosen c CROSS JOIN LATERAL (
         SELECT l.name FROM refresher.lease l
         WHERE l.server = c.origin AND {_DUE} AND l.kind = 'grant'
-            AND (l.key_id = '' OR l.key_id = ANY(%(key_ids)s::text[]))
+            AND (l.key_id = '' OR l.key_id = ANY(%(key_ids)s::text[])) AND {_UNSPILLED}
             AND {FREE} AND {EPOCH} AND l.looked_at < coalesce(%(before)s::timestamptz, 'infinity')
         ORDER BY l.next_at LIMIT c.room FOR UPDATE SKIP LOCKED
     ) found LIMIT %(most)s
@@ -71,13 +79,15 @@ def claim_due(
     each: int,
     rooms: Mapping[str, int],
     key_ids: Collection[str],
+    unstored: Collection[Unstored] = (),
     until: datetime | None = None,
     before: datetime | None = None,
 ) -> list[tuple[Lease, str]]:
     """Claim up to ``most`` grants that are due now, or ``until`` a time; return each lease with its server.
 
     ``each``: how many of one server; ``rooms``: how many of a server that is busy here. ``key_ids``: of
-    the keys of this host, which can use no other grants that are sealed. ``before``: only grants that
+    the keys of this host, which can use no other grants that are sealed. ``unstored``: the spills of
+    this host, whose grants another host may rotate. ``before``: only grants that
     nobody has held since that time of the database. Raises ``StorageError``.
     """
     pid, start = database.holder() or (None, None)
@@ -90,6 +100,7 @@ def claim_due(
                 "each": each,
                 "most": most,
                 "key_ids": list(key_ids),
+                **_columns(unstored),
                 "until": until,
                 "before": before,
                 "pid": pid,
@@ -99,18 +110,30 @@ def claim_due(
         return [(lease_of(database, found[:-1]), found[-1]) for found in cursor.fetchall()]
 
 
-def count_due(database: Database, until: datetime, before: datetime, key_ids: Collection[str]) -> int:
+def count_due(
+    database: Database, until: datetime, before: datetime, key_ids: Collection[str], unstored: Collection[Unstored] = ()
+) -> int:
     """Return how many grants are due until a time, free, and not looked at since another. Raises ``StorageError``.
 
-    Those of a server that is busy for long do not count, nor those that are sealed with none of the keys ``key_ids``.
+    Those of a server that is busy for long do not count, nor those that are sealed with none of the keys ``key_ids``,
+    nor those of which a spill of this host is ``unstored``.
     """
     with database.transaction() as cursor:
         cursor.execute(
             f"""SELECT count(*) FROM refresher.lease l JOIN refresher.server s ON s.origin = l.server
-            WHERE l.next_at <= %s AND l.next_at < 'infinity' AND l.kind = 'grant' AND l.looked_at < %s AND {FREE}
+            WHERE l.next_at <= %(until)s AND l.next_at < 'infinity' AND l.kind = 'grant'
+            AND l.looked_at < %(before)s AND {FREE} AND {_UNSPILLED}
             AND s.held_until <= clock_timestamp() + interval '5 s'
-            AND (l.key_id = '' OR l.key_id = ANY(%s::text[]))""",  # noqa: S608
-            (until, before, list(key_ids)),
+            AND (l.key_id = '' OR l.key_id = ANY(%(key_ids)s::text[]))""",  # noqa: S608
+            {"until": until, "before": before, "key_ids": list(key_ids), **_columns(unstored)},
         )
         row = cursor.fetchone()
     return 0 if row is None else int(row[0])
+
+
+def _columns(unstored: Collection[Unstored]) -> dict[str, list[Any]]:
+    return {
+        "spilled": [each.name for each in unstored],
+        "spilled_ids": [each.grant_id for each in unstored],
+        "spilled_generations": [each.generation for each in unstored],
+    }

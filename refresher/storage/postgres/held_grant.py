@@ -21,6 +21,7 @@ from refresher.storage.postgres.attempt import PostgresAttempt, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.postgres.moments import Clocks
+from refresher.storage.postgres.spills import Unstored
 from refresher.storage.publishing import Publisher, published_generation, read_published
 from refresher.storage.store import Demanded, Report, ignore_report
 from shim._source import EXPIRING
@@ -41,7 +42,7 @@ _AFTER_SLOW: Final = 5.0
 
 
 class HeldGrant:
-    """The grant of one name; ``lease`` is ours until it ends. ``problems``: spills of this host that cannot be read."""
+    """The grant of one name; ``lease`` is ours until it ends. ``unstored``: its spills on this host."""
 
     def __init__(
         self,
@@ -51,11 +52,11 @@ class HeldGrant:
         mirrors: Callable[[str], bool],
         notify: Callable[[], None],
         in_flight: dict[uuid.UUID, Lease],
-        problems: Sequence[str] = (),
+        unstored: Sequence[Unstored] = (),
     ) -> None:
         self._notify = notify
         self._in_flight = in_flight
-        self._problems = problems
+        self._unstored = unstored
         self._database = database
         self._publisher = publisher
         self._directories = publisher.directories
@@ -66,6 +67,7 @@ class HeldGrant:
         self._attempt: PostgresAttempt | None = None
         self._stored = Stored(None, NO_RECORD)
         self._demanded = self._recovered = self._wrote = False
+        self._after_fault = _AFTER_FAULT
         self.before: Record | None = None
         """The record as ``recover`` found it."""
 
@@ -84,9 +86,11 @@ class HeldGrant:
         """
         given_up: list[str] = []
         lost = None
-        if self._problems and not giving_up:
-            raise GrantFileError(self._problems[0])
-        if self._problems:
+        for each in () if giving_up else self._unstored:
+            if each.concerns(self._lease.grant_id, self._lease.generation):
+                self._after_fault = 0.0  # another host may rotate it
+                raise GrantFileError(each.problem)
+        if self._unstored and giving_up:
             for error, aside in spills.set_aside_unreadable(self._directories, self._name):
                 where = "deleted with the grant" if removing else f"now {aside}"
                 given_up.append(f"{error}; it is {where}")
@@ -296,7 +300,7 @@ class HeldGrant:
             if attempt is not None and attempt.may_have_sent:
                 leases.leave(cursor, self._lease)
                 return
-            delay = self._delay(cursor) if self._recovered else _AFTER_FAULT
+            delay = self._delay(cursor) if self._recovered else self._after_fault
             look = self._recovered and not self._demanded
             armed = attempt is not None and attempt.may_have_armed
             leases.release(cursor, self._lease, delay, look=look, armed=armed)

@@ -24,6 +24,7 @@ from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
+from refresher.storage.postgres.spills import Unstored
 from refresher.storage.publishing import Publisher
 from refresher.storage.sealing import names_with_copies, opened
 from refresher.storage.store import WAIT, Comparison, Holding
@@ -51,6 +52,7 @@ class PostgresStore:
         self._claimed: dict[str, Lease] = {}
         self._in_flight: dict[uuid.UUID, Lease] = {}
         self._unreleased: SimpleQueue[HeldGrant] = SimpleQueue()
+        self._unstored: list[Unstored] = []
         self._ready = False
         self._said = Throttle()
         self._notified_at = float("-inf")
@@ -188,6 +190,7 @@ class PostgresStore:
             each=each,
             rooms=rooms,
             key_ids=self._key_ids(),
+            unstored=self._unstored,
             until=until,
             before=before,
         )
@@ -204,7 +207,7 @@ class PostgresStore:
 
     def count_due(self, until: datetime, before: datetime) -> int:
         """Return how many grants a later ``claim_due`` may find. Raises ``StorageError``."""
-        return count_due(self.database, until, before, self._directories.keys.known())
+        return count_due(self.database, until, before, self._directories.keys.known(), self._unstored)
 
     def now(self) -> datetime:
         """Return the time of the database. Raises ``StorageError``."""
@@ -240,16 +243,20 @@ class PostgresStore:
             except StorageError:
                 self._unreleased.put(held)
 
-    def commit_spills(self) -> list[str]:
-        """Store the spills of this host; return what a person must know. Raises ``StorageError``."""
-        return commit_spills(self.database, self._directories)
+    def commit_spills(self) -> list[Unstored]:
+        """Store the spills of this host; return those that cannot be stored: their grants are not claimed here.
+
+        Raises ``StorageError``.
+        """
+        self._unstored = commit_spills(self.database, self._directories)
+        return self._unstored
 
     @contextmanager
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[HeldGrant]:
         """Hold the lease of ``name``. Raises ``LockBusy``, ``Interrupted`` and ``StorageError``."""
         self._check()
         # Before the claim: a spill needs no lease, and ends the one that its attempt left.
-        problems = commit_spills(self.database, self._directories, name)
+        unstored = commit_spills(self.database, self._directories, name)
         ends = time.monotonic() + wait
         while (lease := self._claimed.pop(name, None) or leases.claim(self.database, name)) is None:
             self.begin_epoch()
@@ -260,7 +267,7 @@ class PostgresStore:
                     f"another refresher has held {name} for {wait:.0f} s: it may have been killed; try again"
                 )
             time.sleep(_POLL)
-        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self.notify, self._in_flight, problems)
+        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self.notify, self._in_flight, unstored)
         try:
             yield held
         finally:

@@ -1,21 +1,22 @@
 """Spills: new records that the database does not take, kept on this host. Each holds the only copy of a token.
 
 ``grants/NAME.ATTEMPT.spill``: a line that identifies the attempt, and the record. Any refresher of this host commits
-it, and needs no lease for that.
+it, and needs no lease for that. The record is bound to its line: ``begun_from`` is the hash of it.
 """
 
+import hashlib
 import re
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, KeyUnavailable
-from refresher.grants.encoding import decode, encode, open_secrets
+from refresher.grants.encoding import decode, encode, key_id_of, open_secrets
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
@@ -23,7 +24,16 @@ from refresher.storage.postgres.settling import Sent
 from refresher.storage.records import LARGEST
 from shim._token import is_name
 
-__all__ = ["INCOMPLETE", "find", "read", "remove", "save", "set_aside_if_cut_off", "set_aside_unreadable"]
+__all__ = [
+    "INCOMPLETE",
+    "Unstored",
+    "find",
+    "read",
+    "remove",
+    "save",
+    "set_aside_if_cut_off",
+    "set_aside_unreadable",
+]
 
 _FILE: Final = re.compile(r"(?P<name>.+)\.(?P<attempt>[0-9a-f]{32})\.(spill|new)")
 
@@ -31,6 +41,22 @@ INCOMPLETE: Final = ".new"
 """The suffix of a spill whose writing may have been cut off."""
 
 _LONGEST_WRITE: Final = 60.0
+_VERSION: Final = 2
+"""Version 1 was before records could be sealed: its line is bound to nothing."""
+
+
+class Unstored(NamedTuple):
+    """A spill that cannot be stored now."""
+
+    name: str
+    problem: str
+    grant_id: str | None = None
+    generation: int | None = None
+    """Of the refresh token that was sent; ``None`` if that cannot be read."""
+
+    def concerns(self, grant_id: str | None, generation: int) -> bool:
+        """Whether it may hold the successor of that generation: then nobody on this host may rotate the grant."""
+        return self.grant_id is None or (self.grant_id, self.generation) == (grant_id, generation)
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,13 +71,15 @@ def save(directories: Directories, sent: Sent, record: Grant) -> Path:
     """Save ``record``, the outcome of ``sent``, durably. Raises ``OSError``."""
     path = _path(directories, sent)
     header = _Header(
-        version=1,
+        version=_VERSION,
         attempt=sent.attempt.hex,
         grant_id=sent.grant_id,
         generation=sent.generation,
         fingerprint=sent.fingerprint,
     )
-    data = msgspec.json.encode(header) + b"\n" + encode(record, directories.keys)[0]
+    line = msgspec.json.encode(header)
+    bound = msgspec.structs.replace(record, begun_from=_hash(line))
+    data = line + b"\n" + encode(bound, directories.keys)[0]
     new = path.with_suffix(INCOMPLETE)
     new.unlink(missing_ok=True)
     files.durable_create(new, data)
@@ -76,14 +104,18 @@ def read(directories: Directories, path: Path) -> tuple[Sent, Grant]:
     if match is None or found is None:
         raise FileNotFoundError(path)
     line, _, data = found.data.partition(b"\n")
+    damaged = GrantFileError(f"{path} is damaged: it may be the only copy of a token; keep it")
     try:
         header = msgspec.json.decode(line, type=_Header)
-    except msgspec.MsgspecError:
-        raise GrantFileError(f"{path} is damaged: it may be the only copy of a token; keep it") from None
+        attempt = uuid.UUID(hex=header.attempt)
+    except (msgspec.MsgspecError, ValueError):
+        raise damaged from None
     record = decode(data, match["name"], directories.keys).record
-    if not isinstance(record, Grant) or header.version != 1:
+    if not isinstance(record, Grant) or header.version not in (1, _VERSION):
         raise GrantFileError(f"{path} is of another version of refresher: use the newer one")
-    attempt = uuid.UUID(hex=header.attempt)
+    is_bound = record.begun_from == _hash(line) if header.version == _VERSION else key_id_of(data) is None
+    if not is_bound:
+        raise damaged
     return Sent(attempt, match["name"], header.grant_id, header.generation, header.fingerprint), record
 
 
@@ -115,6 +147,10 @@ def set_aside_unreadable(directories: Directories, name: str) -> Iterator[tuple[
                 yield type(error)(f"{path}: {error}"), files.set_aside(path, clocks.now().wall)
         except (OSError, ValueError):
             continue
+
+
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
 
 
 def _path(directories: Directories, sent: Sent) -> Path:

@@ -35,7 +35,7 @@ def test_a_claim_reads_only_grants_that_are_due(site: Site) -> None:
         connection.execute("ANALYZE")
         cursor = psycopg.ClientCursor(connection)
         values = {"servers": [], "rooms": [], "each": 8, "most": 128, "until": None, "before": None, "key_ids": []}
-        cursor.execute(f"EXPLAIN {due._CLAIM}".encode(), {**values, "pid": None, "start": None})
+        cursor.execute(f"EXPLAIN {due._CLAIM}".encode(), {**values, **due._columns(()), "pid": None, "start": None})
         plan = "\n".join(row[0] for row in cursor.fetchall())
         assert "Seq Scan on lease" not in plan, plan
     assert len(site.store.claim_due(128, each=8, rooms={})) == 100

@@ -336,4 +336,4 @@ def test_a_spill_that_the_database_refuses_holds_up_no_other(fleet: Fleet, serve
     sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
     spills.save(store.directories, sent, msgspec.structs.replace(grant, generation=2**63))
     (problem,) = attempt.commit_spills(store.database, store.directories)
-    assert "out of range" in problem
+    assert "out of range" in problem.problem
