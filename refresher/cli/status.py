@@ -28,7 +28,7 @@ from refresher.operations.grant_report import (
     last_error,
     next_rotation_at,
 )
-from refresher.operations.inspection import ListedGrant, list_grants
+from refresher.operations.inspection import ListedGrant, list_grants, usable
 from refresher.storage import last_run
 
 __all__ = ["status"]
@@ -66,8 +66,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
       failing                   the last attempt failed; retried automatically; or
                                 a server refuses each new token
       reauthorization_required  a person must log in again
-      invalid_grant_file        the grant file is damaged or readable by others;
-                                the error says what to do
+      invalid_grant_file        the grant file is damaged or readable by others, or
+                                its key is not here; the error says what to do
     """
     if live and (as_json or exit_code):
         raise click.UsageError(f"--watch does not work with {'--json' if as_json else '--exit-code'}: give one of them")
@@ -75,7 +75,9 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     if live:
         return _watch(settings, names)
     moved: list[Moved] = []
-    entries = list_grants(settings.open_store(), names, moved=None if names else moved)
+    store = settings.open_store()
+    found = list_grants(store, names, moved=None if names else moved)
+    entries = [(name, usable(store, grant)) for name, grant in found]
     # On a terminal, a row of the table is a line; one that was named is shown whole.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not names else None
     with certificates.reading(grant for _, grant in entries if isinstance(grant, Grant)):

@@ -30,6 +30,8 @@ from refresher.oauth.tls import ssl_context
 from refresher.observers import hooks
 from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
+from refresher.operations.events import now_in
+from refresher.operations.grant_report import INVALID
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import MAX_PER_SERVER, Finished, WorkQueue
@@ -165,6 +167,7 @@ class DatabaseDaemon:
         self._settings = configure()
         self._store = self._settings.open_database()
         self._keeper: Keeper | None = None
+        self._supervision.readiness.on_unreadable = lambda *change: observers.emit(now_in(*change))
         endpoint = self._supervision.endpoint
         endpoint.store = lambda: self._store
         observers.add(counts := Counts())
@@ -295,8 +298,8 @@ class DatabaseDaemon:
         """Log the result of a rotation."""
         name, result = finished.job.order.name, finished.result
         self._queue.done(finished)
-        if result is not None and result.outcome == "invalid_grant_file":
-            self._supervision.readiness.mark_unreadable(name)
+        if result is not None and result.outcome == INVALID:
+            self._supervision.readiness.mark_unreadable(name, result.detail)
         self._supervision.endpoint.changed((name,))
         if not self._signals():
             self._queue.start_jobs()

@@ -31,7 +31,8 @@ from refresher.oauth.tls import ssl_context
 from refresher.observers import hooks
 from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
-from refresher.operations.events import happened
+from refresher.operations.events import happened, now_in
+from refresher.operations.grant_report import INVALID
 from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
@@ -110,6 +111,7 @@ class Daemon:
         self._sent: set[str] = set()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
+        self._readiness.on_unreadable = lambda *change: observers.emit(now_in(*change))
         observers.add(counts := Counts())
         self._supervision.endpoint.store = lambda: self._store
         self._supervision.endpoint.metrics = MetricsPage(self._readiness, counts, observers, lambda: self._store)
@@ -205,7 +207,7 @@ class Daemon:
             # A disk error may end without any change that a scan would find.
             self._schedule.plan(name, time.time() + _MAX_PAUSE)
             if isinstance(error, GrantFileError):
-                self._readiness.mark_unreadable(name)
+                self._readiness.mark_unreadable(name, str(error))
                 message = f"invalid_grant_file: {error}"
                 if self._throttle.log(name, "invalid_grant_file", logging.WARNING, message):
                     self._observers.emit(happened(name, "failed", str(error), outcome="invalid_grant_file"))
@@ -215,9 +217,10 @@ class Daemon:
     def _follow(self, found: Inspection) -> None:
         """Do what follows from an inspection."""
         if isinstance(found.record, Grant):
-            self._readiness.update(found.record, published=not found.stale)
-            if (pause := self._pauses.get(found.name)) is not None and pause.outcome == "invalid_grant_file":
-                self._readiness.mark_unreadable(found.name)  # its key is not here, and that it is needed showed later
+            # That a key is not here, or what it seals is damaged, shows when it is needed.
+            pause = self._pauses.get(found.name) if found.needs_lock else None
+            unusable = pause is not None and pause.outcome == INVALID
+            self._readiness.update(found.record, published=not found.stale, unusable=unusable)
             self._certificates.note(found.record)
             for name in self._feeding.note(found.record):
                 self._schedule.plan(name, time.time())
@@ -323,6 +326,8 @@ class Daemon:
         previous = self._pauses.pop(name, None)
         if result is not None and result.outcome in LOCAL_FAULTS:
             pause = self._pauses[name] = _Pause.after(previous, fault=True, outcome=result.outcome)
+            if result.outcome == INVALID:
+                self._readiness.mark_unreadable(name, result.detail)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
         elif result is not None and (result.outcome in ROTATED or self._is_final_failure(result)):

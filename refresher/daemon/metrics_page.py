@@ -2,12 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from refresher.daemon.readiness import Readiness
 from refresher.observers.hub import Observers
-from refresher.observers.metrics import MOST_NAMES, Counts, Grants, read_rows, render
+from refresher.observers.metrics import MOST_NAMES, Counts, Grants, Row, read_rows, render
+from refresher.operations.grant_report import INVALID
 from refresher.storage import last_run
 from refresher.storage.store import Store
 
@@ -48,7 +50,7 @@ class MetricsPage:
         store = self._store()
         names, by_state = self._readiness.most_urgent(MOST_NAMES)
         self._counts.keep(self._readiness.knows)
-        grants = Grants(read_rows(store, names), by_state)
+        grants = _agreed(read_rows(store, names), by_state, self._readiness)
         return render(
             self._counts,
             grants,
@@ -56,3 +58,18 @@ class MetricsPage:
             dropped=self._observers.dropped(),
             hook_failures=self._observers.hook_failures(),
         )
+
+
+def _agreed(rows: Sequence[Row], by_state: Mapping[str, int], readiness: Readiness) -> Grants:
+    """Return the grants, where those that cannot be opened count as such: by what is stored, or by the last attempt.
+
+    A seal that was damaged shows at an attempt, and a key that is not here in what is stored, before it is needed.
+    """
+    counts, shown = Counter(by_state), []
+    for row in rows:
+        known = readiness.state(row.name)
+        if known is not None and known != row.state and INVALID in (known, row.state):
+            counts[known] -= 1
+            counts[INVALID] += 1
+        shown.append(Row(row.name, INVALID) if known == INVALID else row)
+    return Grants(shown, counts)

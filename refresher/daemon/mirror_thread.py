@@ -40,7 +40,9 @@ class MirrorThread:
 
         self._readiness = readiness
         self._changed = changed
-        self._mirror = Mirror(store.database, Changes(store.database), store.publisher, store.mirrors, self._note)
+        self._mirror = Mirror(
+            store.database, Changes(store.database), store.publisher, store.mirrors, self._note, self._note_unreadable
+        )
         self._place = store.database.place
         self._wakes = threading.Event()
         self._stopped = threading.Event()
@@ -66,6 +68,12 @@ class MirrorThread:
             self._readiness.forget(name)
         else:
             self._readiness.update_copy(token)
+
+    def _note_unreadable(self, name: str, there: TokenFile | None, why: str) -> None:
+        self._changed((name,))
+        if there is not None and self._readiness.state(name) is None:
+            self._readiness.update_copy(there)  # published before this process began, perhaps with another key
+        self._readiness.mark_unreadable(name, why)
 
     def _run(self) -> None:
         pause, publish_at = _DEMANDS_POLL, float("-inf")

@@ -3,7 +3,7 @@
 import heapq
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -13,6 +13,7 @@ from refresher.grants import forecast, policy
 from refresher.grants.record import Grant
 from refresher.grants.token_file import state_of
 from refresher.observers.metrics import ENDS_SOON
+from refresher.operations.grant_report import INVALID
 from shim._token import TokenFile
 
 __all__ = ["Health", "Readiness"]
@@ -28,7 +29,7 @@ _Names = Annotated[
 _Problem = Literal["reauthorization_required", "invalid_grant_file", "token_rejected", "failing"]
 
 
-_NEED_PERSON: Final = ("reauthorization_required", "invalid_grant_file")
+_NEED_PERSON: Final = ("reauthorization_required", INVALID)
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +41,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     """The daemon is responsive."""
     ready: bool
-    """It is live, and no grant is ``waiting``."""
+    """It is live, no grant is ``waiting``, and not all tokens are missing because grants cannot be read."""
     grants: _Count
     fresh: _Count
     """How many grants have a valid published access token."""
@@ -49,7 +50,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     reauthorization_required: _Names
     """Grants that need a new login, whether or not their last token is still valid."""
     invalid_grant_file: _Names
-    """Grants whose records cannot be read: they need a person too."""
+    """Grants whose records or published tokens cannot be read: they need a person too."""
     token_rejected: _Names = ()
     """Grants whose tokens a server refuses, although the authorization server renews them."""
     listening: bool | None = None
@@ -80,20 +81,25 @@ class Readiness:
         # When a login or a client secret ends, in epoch seconds, only if that is soon: each grant is inspected daily.
         self._endings: dict[str, float] = {}
         self._complete = False
+        self.on_unreadable: Callable[[str, str | None, str, str], None] = lambda *_: None
+        """Called when a grant becomes ``invalid_grant_file`` or works again: its name, both states, and why."""
 
     def mark_complete(self) -> None:
         """Note that every grant has been inspected."""
         self._complete = True
 
-    def update(self, grant: Grant, *, published: bool) -> None:
-        """Note the state of a grant; ``published``: the token file matches its record."""
+    def update(self, grant: Grant, *, published: bool, unusable: bool = False) -> None:
+        """Note the state of a grant; ``published``: the token file matches its record.
+
+        ``unusable``: its last attempt found that its record, or a file beside it, cannot be opened.
+        """
         left = policy.remaining_lifetime(grant, clocks.now()) if published and policy.has_access_token(grant) else 0.0
         problem: _Problem | None = None if state_of(grant) == "active" else "failing"
         if policy.needs_person(grant):
             problem = "reauthorization_required"
         elif grant.token_rejected is not None:
             problem = "token_rejected"
-        self._states[grant.name] = (time.monotonic() + left, problem)
+        self._set(grant.name, time.monotonic() + left, INVALID if unusable else problem)
         end = forecast.first_hard_end(forecast.ends_of(grant))
         if end is not None and end.at < clocks.now().wall + ENDS_SOON:
             self._endings[grant.name] = end.at
@@ -109,12 +115,24 @@ class Readiness:
             problem = "reauthorization_required"
         elif token.error is not None and token.error.code == "token_rejected":
             problem = "token_rejected"
-        self._states[token.name] = (time.monotonic() + left, problem)
+        self._set(token.name, time.monotonic() + left, problem)
 
-    def mark_unreadable(self, name: str) -> None:
+    def mark_unreadable(self, name: str, why: str = "") -> None:
         """Note that the record of ``name`` cannot be read; its published token stays valid."""
         valid_until, _ = self._states.get(name, (float("-inf"), None))
-        self._states[name] = (valid_until, "invalid_grant_file")
+        self._set(name, valid_until, INVALID, why)
+
+    def _set(self, name: str, valid_until: float, problem: _Problem | None, why: str = "") -> None:
+        before = self.state(name)
+        self._states[name] = (valid_until, problem)
+        after = _state(problem)
+        if before != after and (after == INVALID or (before == INVALID and after == "active")):
+            self.on_unreadable(name, before, after, why)
+
+    def state(self, name: str) -> str | None:
+        """Return the state of a grant as ``status`` names it; ``None`` if it is not known."""
+        found = self._states.get(name)
+        return None if found is None else _state(found[1])
 
     def forget(self, name: str) -> None:
         """Note that the grant ``name`` does not exist."""
@@ -132,10 +150,7 @@ class Readiness:
         those whose token expires first.
         """
         states, endings = self._states.copy(), self._endings.copy()
-        by_state = Counter(
-            "active" if problem is None else problem if problem in _NEED_PERSON else "failing"
-            for _, problem in states.values()
-        )
+        by_state = Counter(_state(problem) for _, problem in states.values())
         if len(states) <= most:
             return list(states), by_state
 
@@ -160,17 +175,22 @@ class Readiness:
             if problem is not None:
                 named.setdefault(problem, []).append(name)
         rejected, dead, unreadable = (
-            sorted(named.get(problem, ()))
-            for problem in ("token_rejected", "reauthorization_required", "invalid_grant_file")
+            sorted(named.get(problem, ())) for problem in ("token_rejected", "reauthorization_required", INVALID)
         )
+        fresh = sum(valid_until > now for _, (valid_until, _) in states)
         return Health(
             live=live,
-            ready=live and self._complete and not waiting,
+            # A host that can open nothing serves no agent, although each grant needs a person.
+            ready=live and self._complete and not waiting and not (unreadable and not fresh),
             grants=len(states),
-            fresh=sum(valid_until > now for _, (valid_until, _) in states),
+            fresh=fresh,
             waiting=tuple(waiting[:_MAX_NAMES]),
             reauthorization_required=tuple(dead[:_MAX_NAMES]),
             invalid_grant_file=tuple(unreadable[:_MAX_NAMES]),
             token_rejected=tuple(rejected[:_MAX_NAMES]),
             listening=listening,
         )
+
+
+def _state(problem: _Problem | None) -> str:
+    return "active" if problem is None else problem if problem in _NEED_PERSON else "failing"

@@ -28,6 +28,7 @@ __all__ = [
     "key_id_of",
     "open_kept",
     "open_secrets",
+    "require_key",
     "token_file_hash",
     "unwrap",
     "version_error",
@@ -167,6 +168,14 @@ def open_secrets(record: Record | None) -> None:
     for secret in _secrets(record):
         if isinstance(secret, SealedSecret):
             secret.part.open()
+
+
+def require_key(record: Record | None) -> None:
+    """Raise ``KeyUnavailable`` if the secrets of ``record`` are sealed with a key that is not here; open nothing."""
+    for secret in _secrets(record):
+        if isinstance(secret, SealedSecret):
+            secret.part.require_key()
+            return  # all are in one envelope
 
 
 def without_params_and_client_secret(grant: Grant) -> Grant:

@@ -25,6 +25,7 @@ KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _KEY_ID_HEX: Final = 16
 _CONTEXT: Final = b"refresher envelope %d\0"
+_CHANGED: Final = "it was changed after it was sealed"
 
 
 class Key:
@@ -115,13 +116,21 @@ class Part:
         """Whether the secrets are known here."""
         return self._plain is not None
 
+    def require_key(self) -> None:
+        """Raise ``KeyUnavailable`` if its key is not here; it opens nothing."""
+        if self._plain is None:
+            self._keys.find(self.key_id)
+
     def open(self) -> bytes:
         """Return what is sealed. Raises ``KeyUnavailable``, and ``GrantFileError`` if it was changed."""
         if self._plain is None:
             sealed = self._envelope
             key = self._keys.find(self.key_id)
             clear = _CONTEXT % self._version + bytes(sealed.clear)
-            self._plain = key.decrypt(_bytes(sealed.nonce), _bytes(sealed.data), clear)
+            # The library raises other errors for a nonce of another length.
+            if len(nonce := _bytes(sealed.nonce)) != _NONCE_BYTES:
+                raise GrantFileError(_CHANGED)
+            self._plain = key.decrypt(nonce, _bytes(sealed.data), clear)
         return self._plain
 
 
@@ -175,5 +184,5 @@ def _bytes(text: str) -> bytes:
         data = b""
     # The unused bits at the end of base64 must not be free: an envelope has one form.
     if not data or _text(data) != text:
-        raise GrantFileError("it was changed after it was sealed")
+        raise GrantFileError(_CHANGED)
     return data

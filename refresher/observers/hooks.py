@@ -51,7 +51,7 @@ _SHOWN: Final = 300
 """Characters."""
 _ADDRESS: Final = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/]*@)?([^\s/?#]*)[^\s]*", re.IGNORECASE)
 _VARIABLES: Final = ("HOME", "LANG", "USER", "TZ", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
-_REPAIRED: Final = ("failing", "reauthorization_required")
+_REPAIRED: Final = ("failing", "reauthorization_required", "invalid_grant_file")
 
 _turns: Final = {hook: threading.Lock() for hook in HOOKS}
 """Held while a command runs, also by the observer of an earlier configuration."""
@@ -65,7 +65,7 @@ def hook_of(event: Event) -> str | None:
         case "login_ending":
             return "on_login_ending"
         case "state_changed" if event.state in _REPAIRED:
-            return f"on_{event.state}"
+            return "on_reauthorization_required" if event.state == "reauthorization_required" else "on_failing"
         case "state_changed" if event.state == "active" and event.state_before in _REPAIRED:
             return "on_restored"
         case _:

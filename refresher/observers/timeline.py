@@ -105,7 +105,9 @@ def _line(event: Event, key: tuple[str, ...]) -> Line:
         until=event.at,
         name=event.name,
         state=event.state,
-        alarming=event.kind == "login_ending" or (event.kind == "state_changed" and event.state != "active"),
+        alarming=event.kind == "login_ending"
+        or event.outcome == "invalid_grant_file"
+        or (event.kind == "state_changed" and event.state != "active"),
         first=event.generation,
         last=event,
         key=key,
@@ -142,7 +144,7 @@ def _text(line: Line, *, whole: bool = False) -> str:
         case "published":
             return f"published{times} again, generation {event.generation}"
         case "state_changed":
-            return f"{event.state_before} -> {event.state}" + (f": {detail}" if detail else "")
+            return f"{event.state_before or 'unknown'} -> {event.state}" + (f": {detail}" if detail else "")
         case "demanded":
             return f"a token of generation {event.generation} was demanded: a server refused it, or it expired too soon"
         case "recovered":

@@ -15,7 +15,7 @@ from refresher.grants.record import Grant, Record
 from refresher.grants.token_file import state_of
 from refresher.operations.result import ResultCode
 
-__all__ = ["Emit", "Event", "EventKind", "change_of_state", "emitting", "happened", "ignore", "recoveries"]
+__all__ = ["Emit", "Event", "EventKind", "change_of_state", "emitting", "happened", "ignore", "now_in", "recoveries"]
 
 EventKind = Literal[
     "demanded",
@@ -47,7 +47,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of ``rotated`` and ``failed``."""
     state_before: str | None = None
     state: str | None = None
-    """Of ``state_changed``: the published states before and after it."""
+    """Of ``state_changed``: the states before and after it: published ones, or ``invalid_grant_file``."""
     detail: str = ""
     """A text for a person; at most 1,000 characters."""
     demanded: bool = False
@@ -122,14 +122,18 @@ def change_of_state(before: Record | None, after: Grant) -> tuple[Event, ...]:
     """Return the event that the published state has changed, or nothing if it is the same, or the grant is new."""
     if not isinstance(before, Grant) or (was := state_of(before)) == (state := state_of(after)):
         return ()
-    return (
-        Event(
-            at=clocks.now().wall,
-            name=after.name,
-            kind="state_changed",
-            generation=after.generation,
-            state_before=was,
-            state=state,
-            detail="" if after.failure is None or state == "active" else after.failure.description[:_LONGEST_DETAIL],
-        ),
+    detail = "" if after.failure is None or state == "active" else after.failure.description
+    return (now_in(after.name, was, state, detail, generation=after.generation),)
+
+
+def now_in(name: str, was: str | None, state: str, detail: str = "", *, generation: int | None = None) -> Event:
+    """Return the event that ``name`` went from the state ``was`` (``None``: it is not known) to ``state`` now."""
+    return Event(
+        at=clocks.now().wall,
+        name=name,
+        kind="state_changed",
+        generation=generation,
+        state_before=was,
+        state=state,
+        detail=detail[:_LONGEST_DETAIL],
     )

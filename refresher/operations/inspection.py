@@ -1,13 +1,15 @@
 """Inspect grants without their locks: what is on the disk, and what has to be done."""
 
+import os
 from collections.abc import Collection, Sequence
 from functools import partial
 
 import msgspec
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError
+from refresher.common.errors import GrantFileError, KeyUnavailable
 from refresher.grants import policy, refresh_life
+from refresher.grants.encoding import require_key
 from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Moved, Record
 from refresher.grants.sources import is_renewed
@@ -21,7 +23,7 @@ from refresher.storage.directories import Listing
 from refresher.storage.publishing import Publisher
 from refresher.storage.store import Store
 
-__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grants", "server_of"]
+__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grants", "server_of", "usable"]
 
 ListedGrant = tuple[str, Grant | GrantFileError]
 
@@ -135,8 +137,22 @@ def list_grants(store: Store, names: Sequence[str] = (), *, moved: list[Moved] |
 
 
 def read_grants(store: Store, names: Collection[str]) -> dict[str, Grant | GrantFileError | None]:
-    """Return each grant, the error if its record cannot be read, or ``None`` if there is none."""
+    """Return each grant, the error if its record cannot be used, or ``None`` if there is none."""
     loaded = {
         name: found if isinstance(found, GrantFileError) else found.record for name, found in store.load_each(names)
     }
-    return {name: each if isinstance(each, Grant | GrantFileError) else None for name, each in loaded.items()}
+    return {
+        name: usable(store, each) if isinstance(each, Grant | GrantFileError) else None for name, each in loaded.items()
+    }
+
+
+def usable(store: Store, grant: Grant | GrantFileError) -> Grant | GrantFileError:
+    """Return ``grant``, or the error in its place if it is sealed with a key that is not here: it cannot be rotated."""
+    keys = store.directories.keys
+    if isinstance(grant, GrantFileError) or (keys.credentials and "CREDENTIALS_DIRECTORY" not in os.environ):
+        return grant  # systemd gives a credential to the service alone: a command of a person cannot know
+    try:
+        require_key(grant)
+    except KeyUnavailable as error:
+        return error
+    return grant

@@ -43,7 +43,8 @@ class Mirror:
     """The token files of one host, made equal to those in the database.
 
     ``mirrors``: whether this host needs the tokens of a name. ``shown`` is called with each token file that readers see
-    now, with ``None`` in its place when it was withdrawn.
+    now, with ``None`` in its place when it was withdrawn. ``unreadable`` is called with a name whose token file in the
+    database cannot be opened or used, with what is published here, and why.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Mirror:
         publisher: Publisher,
         mirrors: Callable[[str], bool],
         shown: Callable[[str, TokenFile | None], None] = lambda _name, _token: None,
+        unreadable: Callable[[str, TokenFile | None, str], None] = lambda _name, _there, _why: None,
     ) -> None:
         self._database = database
         self._changes = changes
         self._publisher = publisher
         self._mirrors = mirrors
         self._notify_shown = shown
+        self._notify_unreadable = unreadable
         self._shown: dict[str, _Shown] = {}
         self._forwarded: dict[tuple[str, int], float] = {}
         self._failed: dict[str, Copy] = {}
@@ -93,15 +96,15 @@ class Mirror:
             data = open_kept(copy.data, copy.name, self._directories.keys.published, "token_file")
         except GrantFileError as error:
             self._failed[copy.name] = copy
-            self._warn(copy.name, f"the token file in the database cannot be opened: {error}")
+            self._refuse(copy.name, f"the token file in the database cannot be opened: {error}")
             return
         try:
             token = parse(data)
         except TokenFileError as error:
-            self._warn(copy.name, f"the token file in the database cannot be used: {error}")
+            self._refuse(copy.name, f"the token file in the database cannot be used: {error}")
             return
         if token.name != copy.name:
-            self._warn(copy.name, f"the token file in the database is that of {token.name!r}: it is not published")
+            self._refuse(copy.name, f"the token file in the database is that of {token.name!r}: it is not published")
             return
         if not self._mirrors(token.name):
             there = read_published(self._directories, token.name)
@@ -122,6 +125,14 @@ class Mirror:
             return
         self._shown[token.name] = _Shown(token.generation, token.state)
         self._notify_shown(token.name, None if token.state == "removed" else token)
+
+    def _refuse(self, name: str, why: str) -> None:
+        """Say that a token file cannot be published, if this host needs it."""
+        self._warn(name, why)
+        if self._mirrors(name):
+            there = read_published(self._directories, name)
+            if there is None or there.state != "removed":
+                self._notify_unreadable(name, there, why)
 
     def _report_later(self, token: TokenFile) -> None:
         """Report that this host has a later generation: the database was restored from a backup.

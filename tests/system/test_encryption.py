@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -199,6 +200,41 @@ def test_a_daemon_without_the_key_waits_for_it(sealed: Command, server: TokenSer
         elsewhere.rename(path)
         wait_until(lambda: len(server.asked["linear"]) == asked + 1, "the daemon rotates with the key")
         stopped(sealed, process)
+
+
+def test_a_service_whose_key_is_gone_says_so_everywhere(refresher: Command, server: TokenServer) -> None:
+    """If it failed, nobody would learn that a service cannot rotate, until all tokens have expired."""
+    config = refresher.home / ".config/refresher/config.toml"
+    config.parent.mkdir(parents=True)
+    hook, seen = refresher.home / "hook.sh", refresher.home / "seen"
+    hook.touch(mode=0o700)
+    hook.write_text(f'#!/bin/sh\necho "$REFRESHER_HOOK $(cat)" >>{seen}\n')
+    key, elsewhere = make_key(refresher.home, "first"), refresher.home / "elsewhere"
+    hooks = f'[hooks]\non_failing = "{hook}"\non_restored = "{hook}"\n'
+    config.write_text(f'encryption_key = "file:{key}"\nlisten = "127.0.0.1:0"\n{hooks}')
+    refresher.bring("linear", server.grant("linear"))
+    assert refresher("run-once").code == 0
+    key.rename(elsewhere)
+    with running(refresher) as process:
+        address = heard(process, "serving http://")[-1].partition("http://")[2].partition("/")[0]
+        (refresher.directories.demands / f"linear.{refresher.token('linear').generation}").mkdir()
+        wait_until(seen.exists, "the hook runs")
+        page = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+        assert 'refresher_grants{state="invalid_grant_file"} 1.0' in page
+        assert 'refresher_grants{state="active"} 0.0' in page
+        assert 'refresher_grant_state{name="linear",state="invalid_grant_file"} 1.0' in page
+        shown = json.loads(refresher("status", "--json").stdout)["grants"][0]
+        assert (shown["state"], shown["overdue"]) == ("invalid_grant_file", False)
+        assert refresher("status", "--exit-code").code == 2
+        assert "! " in refresher("events").stdout
+        elsewhere.rename(key)
+        wait_until(lambda: "on_restored" in seen.read_text(), "the hook runs again")
+        stopped(refresher, process)
+    first = seen.read_text().splitlines()[0]
+    assert first.startswith("on_failing ")
+    told = json.loads(first.removeprefix("on_failing "))
+    assert (told["state"], "cannot read the key" in told["detail"]) == ("invalid_grant_file", True)
+    assert refresher("status", "--exit-code").code == 0
 
 
 def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) -> None:

@@ -5,8 +5,10 @@ import os
 import signal
 import uuid
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from refresher.common.secret import Secret
 from refresher.grants.encoding import decode, encode
@@ -187,3 +189,27 @@ def test_a_run_names_the_spill_that_it_cannot_store(site: Site) -> None:
         assert str(path) in done.stderr
         assert done.code == 2
         assert server.asked == {}
+
+
+@pytest.mark.parametrize("program", ["run", "mirror"])
+def test_a_host_that_can_open_nothing_is_not_ready(site: Site, program: str) -> None:
+    """If it failed, a host whose key is wrong would be in service, and publish no token."""
+    owner = site.host("a")
+    use_keys(owner, make_key(owner.home, "first"))
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        owner.import_grant("linear", server.grant("linear"))
+        assert owner("run-once").code == 0
+        blind = site.host("b")
+        process = blind.start(program)
+
+        def health() -> dict[str, Any]:
+            shown: dict[str, Any] = json.loads(blind("health", "--json").stdout)
+            return shown
+
+        wait_until(lambda: "linear" in health().get("invalid_grant_file", ()), "the host says so")
+        assert (health()["ready"], health()["grants"], health()["fresh"]) == (False, 1, 0)
+        stopped(blind, process)
+        assert blind("status", "--exit-code").code == 2
+        if program == "run":
+            assert "invalid_grant_file" in blind("events").stdout
+        assert owner("status", "--exit-code").code == 0

@@ -74,6 +74,26 @@ def test_the_published_token_of_an_unreadable_record_stays_fresh() -> None:
     assert readiness.health(live=True).grants == 1
 
 
+def test_a_host_that_can_open_nothing_is_not_ready_and_says_once_what_has_changed() -> None:
+    """If it failed, a host without its key would call itself ready, or a hook would run for each attempt."""
+    now = clocks.now()
+    readiness = Readiness()
+    changes: list[tuple[str, str | None, str, str]] = []
+    readiness.on_unreadable = lambda *change: changes.append(change)
+    readiness.mark_unreadable("linear", "its key is not here")
+    readiness.mark_unreadable("linear", "its key is not here")
+    readiness.mark_complete()
+    assert not readiness.health(live=True).ready
+    there = grant(issued_at=now.wall, issued=now, expires_at=now.wall + 3600)
+    readiness.update(there, published=True, unusable=True)
+    assert readiness.health(live=True).ready, "agents have its token"
+    readiness.update(there, published=True)
+    assert changes == [
+        ("linear", None, "invalid_grant_file", "its key is not here"),
+        ("linear", "invalid_grant_file", "active", ""),
+    ]
+
+
 def test_a_list_of_names_is_limited_to_a_hundred() -> None:
     """If it failed, ten thousand grants without a token would make a response that is too large for a probe."""
     readiness = Readiness()

@@ -1,5 +1,6 @@
 """Sealed records: what is read back, what is in the clear, and that no bit of an envelope can be changed."""
 
+import base64
 import hashlib
 import json
 import os
@@ -122,6 +123,16 @@ def test_a_bit_that_is_changed_anywhere_in_an_envelope_is_refused() -> None:
                     continue
                 accepted.append((at, bit))
     assert accepted == []
+
+
+@pytest.mark.parametrize("length", [1, 8, 11, 13, 3000])
+def test_a_nonce_of_another_length_is_a_damaged_file(length: int) -> None:
+    """If it failed, a file that somebody has changed would end as an internal error, which a person cannot mend."""
+    data, _ = encode(FULL, KEYS)
+    nonce = json.loads(data)["sealed"]["nonce"].encode()
+    changed = with_checksum(data.replace(nonce, base64.b64encode(bytes(length))))
+    with pytest.raises(GrantFileError, match="it was changed"):
+        open_secrets(loaded(changed))
 
 
 def test_an_envelope_of_another_record_is_refused() -> None:

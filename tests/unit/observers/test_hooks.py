@@ -59,6 +59,8 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
         ("state_changed", ("failing", "reauthorization_required"), "on_reauthorization_required"),
         ("state_changed", ("failing", "active"), "on_restored"),
         ("state_changed", ("reauthorization_required", "active"), "on_restored"),
+        ("state_changed", (None, "invalid_grant_file"), "on_failing"),
+        ("state_changed", ("invalid_grant_file", "active"), "on_restored"),
         ("state_changed", ("removed", "active"), None),
         ("failed", (None, None), None),
         ("demanded", (None, None), None),
