@@ -4,18 +4,20 @@ import json
 import logging
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from refresher.cli.options import STOPPED, CommandGroup, Options, command, complete_name
-from refresher.common.errors import RefresherError
+from refresher.common.errors import ConfigError, RefresherError
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 
 if TYPE_CHECKING:
     from refresher.operations.encryption import Change
+    from refresher.storage.directories import Directories
     from refresher.storage.store import Store
 
 __all__ = ["encryption"]
@@ -173,9 +175,18 @@ def show(options: Options, file: str) -> None:
     if settings.store is not None and (attempt := _uuid(file)) is not None:
         data = settings.open_database().opened_orphan(attempt)
     else:
-        data = opened_copy(settings.directories, file)
+        data = opened_copy(settings.directories, _kept_name(settings.directories, file))
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def _kept_name(directories: "Directories", file: str) -> str:
+    """Return the name of a file that is given by its name, or by its path as messages show it."""
+    path = Path(file)
+    if path.name != file and path.parent not in (directories.grants, directories.spill):
+        places = f"{directories.grants} or {directories.spill}"
+        raise ConfigError(f"{file} is not in {places}: give a file that is kept there")
+    return path.name
 
 
 def _uuid(text: str) -> uuid.UUID | None:

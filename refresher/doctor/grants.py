@@ -50,6 +50,10 @@ def check_seals(seals: Iterable[Seal]) -> Iterator[Finding]:
     for seal in seals:
         for key_id in {each.key_id for each, form in seal.holdings if form == "unknown"}:
             unknown.setdefault(str(key_id), []).append(seal.name)
+        for each, form in seal.holdings:
+            if form == "damaged" and each.what not in (f"{seal.name}.json", "record"):  # ``check`` reports a record
+                mend = f"restore it from a copy; without one, 'refresher login {seal.name}'"
+                yield found("invalid_grant_file", f"{each.what}: {each.problem}", mend, name=seal.name)
         if not seal.as_configured and not any(form in ("unknown", "damaged") for _, form in seal.holdings):
             differs.append(seal.name)
     for key_id, names in unknown.items():

@@ -92,7 +92,9 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
     except GrantFileError as error:
         # Its key is lost: a login needs none. What is in the clear still says which server and which generation.
         say(f"{name}: warning: {error}. The new login replaces it; its sealed record is kept beside it", err=True)
-        new_client = new_client or (stored is not None and stored.client_secret is not None)
+        lost = stored is not None and stored.client_secret is not None
+        new_client = new_client or lost
+        _require_new_secret(options, stored if lost else None)
         stored = None if stored is None else without_params_and_client_secret(stored)
     options = completed(validated(options), stored)
     if isinstance(record, Moved) and not options.replace:
@@ -119,6 +121,17 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
             raise
     say("The server no longer knows this client. refresher registers a new one; please log in once more.", err=True)
     return flow.run(new_client=True)
+
+
+def _require_new_secret(options: LoginOptions, lost: Grant | None) -> None:
+    """Raise ``ConfigError`` if a login needs the client secret of ``lost``, which cannot be opened."""
+    if lost is None or lost.login is None or options.client_id is not None:
+        return
+    if (options.way or lost.login.way) == "client_credentials":
+        raise ConfigError(
+            f"{lost.name} logs in with its client secret, which is sealed with a key that is not here: give the client "
+            f"again, with --client-id {lost.client_id} and --client-secret-file FILE"
+        )
 
 
 @dataclass

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Final
 
 from refresher.common import clocks
-from refresher.common.errors import StorageError
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.grants.encoding import open_secrets
 from refresher.grants.record import Grant, Tombstone, with_spent
 from refresher.operations import names
 from refresher.operations.cycles import fed_by
@@ -38,6 +39,8 @@ def remove(
     # It is held over all of this: no other process rotates a grant that is being revoked.
     with emitting(emit) as events, store.held(name, stopping=stopping) as held:
         report = recoveries(name, events)
+        if revoke is not None:
+            _require_opened(store, name)
         stored = held.recover(giving_up=True, removing=True, unfinished=True, report=report)
         if not isinstance(grant := stored.record, Grant):
             raise names.gone(name, grant)
@@ -65,6 +68,18 @@ def remove(
         except StorageError as error:
             raise StorageError(f"{name} is removed, but {error}") from None
     return at_the_server + _who_needs(store, name)
+
+
+def _require_opened(store: Store, name: str) -> None:
+    """Raise ``GrantFileError`` if the grant cannot be revoked because what is sealed in it cannot be opened."""
+    record = store.load(name).record
+    try:
+        open_secrets(record)
+    except GrantFileError as error:
+        raise type(error)(
+            f"{name} cannot be revoked at its server: {error}. Nothing was changed; 'refresher remove {name}' removes "
+            "it here without its key"
+        ) from None
 
 
 def _who_needs(store: Store, name: str) -> str:

@@ -219,6 +219,8 @@ def _parse(data: bytes) -> Key:
 
 
 def _made(key: bytes) -> Key:
+    if not any(key):
+        raise ValueError("all its bytes are zero: 'openssl rand -base64 32' makes a key")
     try:
         return Key(key)
     except ImportError:
@@ -229,6 +231,8 @@ def _from_file(path: str) -> bytes:
     found = read_named(path, _LARGEST)
     if is_exposed(found.status):
         raise ValueError("other users can read it: run 'chmod 600' on it")
+    if found.status.st_uid not in (0, os.geteuid()):
+        raise ValueError("it belongs to another user: give it to this one with chown, or name another file")
     return found.data
 
 

@@ -163,6 +163,11 @@ class _Recovery:
         answer = next(answers, None)
         spilled = intent is not None and mark is Mark.SPILLED and self._began_here(intent)
         if intent and spilled and answer is None and not self._giving_up:
+            if os.path.lexists(spill):
+                raise GrantFileError(
+                    f"{spill}, in which the new record of {self._name} was saved, is damaged: restore it from a copy, "
+                    f"or log in again, which sets it aside: 'refresher login {self._name}'"
+                )
             raise StorageError(
                 f"the new record of {self._name} was saved in {intent.spill}, which does not exist now: mount its "
                 f"file system, or log in again, which discards that record: 'refresher login {self._name}'"

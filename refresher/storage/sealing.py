@@ -96,6 +96,10 @@ def holdings(directories: Directories, name: str, left: Collection[str] = ()) ->
     """Return what holds secrets of ``name``, and with what key. ``left``: the files of an attempt."""
     own = directories.record(name)
     paths = [*([own] if os.path.lexists(own) else []), *(directories.grants / each for each in sorted(left))]
+    with suppress(GrantFileError):
+        # Of the spills of attempts, the one of this record: others can belong to another state directory.
+        spill = directories.spilled(name, records.load(directories, name).checksum)
+        paths += [spill] if os.path.lexists(spill) else []
     return [*_holdings(paths, name), *copies(directories, name)]
 
 
@@ -195,7 +199,7 @@ def opened_copy(directories: Directories, entry: str) -> bytes:
     path = next((each for each in _copies(directories) if each.name == entry), None)
     try:
         if path is None:
-            raise FileNotFoundError(2, "there is no such file")
+            raise FileNotFoundError(2, "it is no file that refresher has kept for a person")
         return opened(_parts(path)[1], _name_of(path), directories.keys)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error

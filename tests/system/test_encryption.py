@@ -118,7 +118,10 @@ def test_an_answer_that_was_kept_is_opened(sealed: Command) -> None:
     assert sealed("encryption", "enable").code == 0
     assert "an answer" not in path.read_text()
     assert sealed("encryption", "show", path.name).stdout == "an answer"
-    assert sealed("encryption", "show", "linear.json").code == 2
+    assert sealed("encryption", "show", str(path)).stdout == "an answer"
+    for other in ("linear.json", str(sealed.directories.record("linear")), "/etc/shadow"):
+        done = sealed("encryption", "show", other)
+        assert (done.code, "there is no such file" in done.stderr) == (2, False)
     assert sealed("encryption", "show", "../linear.answer.1700000000").code == 2
 
 
@@ -235,6 +238,34 @@ def test_a_service_whose_key_is_gone_says_so_everywhere(refresher: Command, serv
     told = json.loads(first.removeprefix("on_failing "))
     assert (told["state"], "cannot read the key" in told["detail"]) == ("invalid_grant_file", True)
     assert refresher("status", "--exit-code").code == 0
+
+
+def test_a_logout_without_the_key_names_the_removal(sealed: Command) -> None:
+    """If it failed, a person would read that a grant is deleted, and it would still be there."""
+    use_keys(sealed, make_key(sealed.home, "another"))
+    done = sealed("logout", "linear")
+    assert (done.code, "'refresher remove linear'" in done.stderr) == (2, True)
+    assert "deleted with the grant" not in done.stderr
+    assert sealed("remove", "linear").code == 0
+
+
+def test_a_login_of_a_client_whose_secret_is_lost_names_both_options(refresher: Command, server: TokenServer) -> None:
+    """If it failed, a person would read that the client is for another server, and give one option after the other."""
+    use_keys(refresher, make_key(refresher.home, "first"))
+    secret = refresher.home / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text("the-secret-of-the-client")
+    endpoint = server.grant("cc")["token_endpoint"]
+    client = ("--client-id", "c", "--client-secret-file", str(secret))
+    url = str(endpoint).replace("/token", "/mcp")
+    way = ("--client-credentials", "--token-endpoint", str(endpoint), "--no-verify")
+    done = refresher("login", "cc", url, *way, *client)
+    assert done.code == 0, done.stderr
+    use_keys(refresher, make_key(refresher.home, "another"))
+    for given in ((), client[2:]):
+        done = refresher("login", "cc", "--no-verify", *given)
+        assert (done.code, "--client-id c and --client-secret-file" in done.stderr) == (2, True), done.stderr
+    assert refresher("login", "cc", "--no-verify", *client).code == 0
 
 
 def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) -> None:

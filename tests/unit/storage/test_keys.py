@@ -18,6 +18,7 @@ from refresher.storage import keys
 from refresher.storage.keys import KeyRing, parse_source
 from tests.conftest import need
 from tests.support.command import wait_until
+from tests.support.sealed import make_key
 
 RAW = os.urandom(32)
 ID = Key(RAW).id
@@ -81,6 +82,31 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o644)
     assert "other users can read it" in refused(f"file:{path}")
     assert "No such file" in refused(f"file:{tmp_path / 'nowhere'}")
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, another user could read the key, or give one that they know."""
+    path = make_key(tmp_path, "key")
+    owner = path.stat().st_uid
+    # A fake: this process has another user than the file.
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    path.chmod(0o600 if owner else 0o640)
+    if owner:
+        assert "another user" in refused(f"file:{path}")
+    else:
+        assert KeyRing(parse_source("encryption_key", f"file:{path}")).current() is not None, "it is root's"
+        os.chown(path, owner + 2, -1)
+        path.chmod(0o600)
+        assert "another user" in refused(f"file:{path}")
+
+
+@pytest.mark.parametrize("form", [bytes(32), b"0" * 64, base64.b64encode(bytes(32))], ids=["bytes", "hex", "base64"])
+def test_a_key_of_zeros_is_refused(tmp_path: Path, form: bytes) -> None:
+    """If it failed, grants would be sealed with a key that everybody knows."""
+    path = tmp_path / "key"
+    path.touch(0o600)
+    path.write_bytes(form)
+    assert refused(f"file:{path}")
 
 
 def test_a_credential_of_systemd_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

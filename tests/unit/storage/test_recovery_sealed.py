@@ -5,10 +5,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refresher.common.errors import KeyUnavailable
+from refresher.common.errors import GrantFileError, KeyUnavailable
 from refresher.common.secret import Secret
+from refresher.doctor.grants import check_seals
 from refresher.grants.encoding import decode, encode
 from refresher.grants.record import Grant, Stored
+from refresher.operations.encryption import seals
 from refresher.operations.import_grant import store_grant
 from refresher.storage import records, recovery
 from refresher.storage.directories import Directories
@@ -127,3 +129,31 @@ def test_a_late_spill_stays_until_the_record_can_be_opened(state: Directories, o
     recovery.recover(_with(state, new, old), "linear", SOON)
     assert not path.exists()
     assert len(_kept(state, new)) == 1
+
+
+def test_a_damaged_spill_is_named_as_damaged(state: Directories, old: Source) -> None:
+    """If it failed, a person would look for a file system to mount, or discard the only copy of a token (I6)."""
+    sealed = _with(state, old)
+    stored = _record(state, old, grant())
+    attempt = Attempt(sealed, "linear", stored)
+    attempt.reserve(grant(), at())
+    attempt.before_first_byte()
+    attempt.close()
+    state.next("linear").unlink()
+    intent = state.intent("linear")
+    intent.write_bytes(intent.read_bytes()[:-1] + b"*")
+    state.spill.mkdir(0o700)
+    spill = state.spilled("linear", stored.checksum)
+    _put(spill, msgspec.structs.replace(NEW, begun_from=stored.checksum), sealed.keys)
+    assert [seal.form for seal in seals(FileStore(sealed))] == ["current"]
+    data = bytearray(spill.read_bytes())
+    data[-60] ^= 1
+    spill.write_bytes(data)
+    with pytest.raises(GrantFileError, match="is damaged"):
+        recovery.recover(sealed, "linear", SOON)
+    assert spill.read_bytes() == data
+    (seal,) = seals(FileStore(sealed))
+    assert [form for each, form in seal.holdings if each.what == spill.name] == ["damaged"]
+    assert [(each.code, each.what.split(":")[0]) for each in check_seals([seal])] == [
+        ("invalid_grant_file", spill.name)
+    ]
