@@ -66,8 +66,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
       failing                   the last attempt failed; retried automatically; or
                                 a server refuses each new token
       reauthorization_required  a person must log in again
-      invalid_grant_file        the grant file is damaged or readable by others, or
-                                its key is not here; the error says what to do
+      invalid_grant_file        the grant file is damaged or readable by others,
+                                or its key is missing; the error says what to do
     """
     if live and (as_json or exit_code):
         raise click.UsageError(f"--watch does not work with {'--json' if as_json else '--exit-code'}: give one of them")
