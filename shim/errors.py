@@ -31,6 +31,11 @@ __all__ = [
     "UnsupportedVersion",
 ]
 
+_COMMANDS = re.compile(
+    r"'(refresher (?:login [a-z0-9._-]+(?: --scope openid)?"
+    r"|import [a-z0-9._-]+ --replace --from FILE|run-once [a-z0-9._-]+ --force))'"
+)
+
 
 class ShimError(Exception):
     """The base class of all errors of ``shim``."""
@@ -140,10 +145,18 @@ class ReauthorizationRequired(ShimError):
             self.retry = False
             super().__init__(f"{name} is {description}; no login helps: ask those who run the identity provider")
             return
-        # A grant that needs the token of another names the login that brings it back.
-        named = re.search(r"'(refresher login [^']+)'", description) if code.startswith("source_") else None
-        self.login_command = f"refresher login {name}" if named is None else named[1]
+        named = None
+        if code.startswith("source_"):
+            # A grant that needs the token of another one names what brings that back, after what a server wrote.
+            named = next(iter(_COMMANDS.findall(description)[::-1]), None)
+            if named is not None and named.startswith("refresher run-once"):  # an administrator does not allow it
+                self.retry = False
+                super().__init__(f"{name} cannot be refreshed: {description}")
+                return
+        self.login_command = f"refresher login {name}" if named is None else named
         super().__init__(f"{name} needs a new login by a person ({description}); run: {self.login_command}")
+        if code.startswith("source_"):
+            return  # that server was not asked
         self._explanation = (
             f"{server} does not accept the login of {name} any more ({description}). Retrying does not help: a person "
             "must log in again"
