@@ -173,7 +173,7 @@ KINDS: Final[dict[Code, Kind]] = {
     "file_unreadable": Kind(
         "broken",
         "without it, refresher sends nothing for the grants that need it",
-        "let this user read the file, or give another one",
+        "correct the file or its permissions, or give another one",
     ),
     # the servers
     "server_away": Kind(

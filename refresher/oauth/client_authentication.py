@@ -1,5 +1,7 @@
 """Authenticate the client to the authorization server (RFC 6749 section 2.3, RFC 7523, RFC 8705)."""
 
+import os
+import stat
 import uuid
 from base64 import b64encode
 from typing import Any, Final, assert_never
@@ -27,7 +29,7 @@ _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES51
 
 
 class TokenMissing(ConfigError):
-    """The file of an assertion is missing or holds none."""
+    """The file of an assertion is missing, holds none, or holds one that another user could have put there."""
 
 
 class TokenExpired(ConfigError):
@@ -106,12 +108,15 @@ def token_in(path: str, what: str, now: float, *, is_jwt: bool) -> str:
     """Return the token that somebody else keeps fresh in a file, for example the token of a Kubernetes service account.
 
     ``what``: what it is, for a person. ``now``: epoch seconds. ``is_jwt``: refuse another one, which may be a password
-    in a wrong file. Raises ``TokenMissing`` and ``TokenExpired``.
+    in a wrong file. Also refuse a file that another user can change. Raises ``TokenMissing`` and ``TokenExpired``.
     """
     try:
-        text = read_named(path, _MAX_TOKEN).data.decode("ascii", "replace").strip()
+        data, status = read_named(path, _MAX_TOKEN)
     except OSError as error:
         raise TokenMissing(f"cannot read the {what} {path}: {error.strerror}") from None
+    if (others := _who_can_change(status)) is not None:
+        raise TokenMissing(f"the {what} {path} {others}, so it is sent to nobody")
+    text = data.decode("ascii", "replace").strip()
     if not is_token(text) or " " in text:
         raise TokenMissing(f"the {what} {path} is empty" if not text else f"the {what} {path} is not a token")
     if is_jwt and not jwt_claims(text):
@@ -122,6 +127,19 @@ def token_in(path: str, what: str, now: float, *, is_jwt: bool) -> str:
             f"the {what} {path} expired {span(now - expires_at)} ago: whatever writes this file must renew it"
         )
     return text
+
+
+def _who_can_change(status: os.stat_result) -> str | None:
+    """Return why another user could have put the token into a file; ``None`` if only this user and root can.
+
+    Its directory is not checked: that of a projected token in Kubernetes is open to all, with the sticky bit.
+    """
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to the user {status.st_uid}: it must belong to the user of refresher or to root"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        who = "any user" if status.st_mode & stat.S_IWOTH else f"the group {status.st_gid}"
+        return f"can be changed by {who}: run 'chmod go-w' on it, or have whatever writes it do so"
+    return None
 
 
 def _algorithm(key: Any) -> str:

@@ -1,12 +1,14 @@
 """Access tokens for the token of a workload in a file (RFC 7523)."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refresher.common.errors import ImportRefused
+from refresher.doctor.grants import check_files
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.store import Store
 from tests.support.assertion_grants import grant_of, import_grant, published_of, retry_now, rotate_now
@@ -89,6 +91,60 @@ def test_an_assertion_for_another_server_is_explained_and_retried(
     assert not grant_of(files, "work").dead
     issuer.write(path, server.token_endpoint)
     assert rotate_now(files, "work").outcome == "rotated"
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "words"),
+    [
+        (0o666, None, "can be changed by any user: run 'chmod go-w' on it"),
+        (0o660, None, "can be changed by the group"),
+        (0o600, 65534, "belongs to the user 65534: it must belong to the user of refresher or to root"),
+        (0o600, None, None),
+        (0o640, 0, None),
+        (0o644, None, None),
+    ],
+    ids=["others write", "group writes", "other owner", "helper", "projected with a group", "projected"],
+)
+@pytest.mark.parametrize("client", [False, True], ids=["assertion", "client assertion"])
+def test_a_file_that_another_user_can_change_is_no_assertion(
+    files: Store,
+    server: AssertionServer,
+    issuer: Issuer,
+    tmp_path: Path,
+    mode: int,
+    owner: int | None,
+    words: str | None,
+    client: bool,
+) -> None:
+    """If it failed, any user of the host could choose as whom refresher gets tokens, or no pod could use its own."""
+    if owner is not None and os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    # As Kubernetes projects it: through links, in a directory that is open to all.
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "data").mkdir()
+    path = shared / "token"
+    path.symlink_to("data/token")
+    issuer.write(shared / "data" / "token", server.token_endpoint)
+    grant = _authenticated(server, path) if client else server.workload(path)
+    import_grant(files, "work", grant)
+    (shared / "data" / "token").chmod(mode)
+    if owner is not None:
+        os.chown(path, owner, -1)
+    result = rotate_now(files, "work")
+    (found,) = list(check_files([grant_of(files, "work")], None)) or (None,)
+    if words is None:
+        assert result.outcome == "rotated"
+        assert found is None
+        return
+    assert words in result.detail
+    assert str(path) in result.detail
+    assert server.requests == []
+    assert found is not None
+    assert (found.code, found.name, words in found.what) == ("file_unreadable", "work", True)
+    with pytest.raises(ImportRefused, match="is sent to nobody"):
+        import_grant(files, "other", grant)
 
 
 def test_a_file_that_is_too_large_is_no_assertion(
