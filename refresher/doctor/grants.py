@@ -17,7 +17,7 @@ from refresher.oauth import tls
 from refresher.operations import certificates
 from refresher.operations.encryption import Seal
 from refresher.operations.inspection import ListedGrant
-from refresher.operations.result import is_denied, new_client_command, repair_command
+from refresher.operations.result import create_commands, is_denied, new_client_command, repair_command
 from refresher.storage.directories import Directories
 
 __all__ = ["check", "check_files", "check_moves", "check_refresh_tokens", "check_seals"]
@@ -139,13 +139,25 @@ def _state(grant: Grant) -> Iterator[Finding]:
     elif (rejection := rejection_of(grant)) is not None:
         yield found("token_rejected", rejection.description, mend, name=name)
     elif state == "failing":
-        yield found("failing", why, f"refresher run-once --force {name}", name=name)
+        yield found("failing", why, _mend_of_failure(grant), name=name)
     if not grant.renewable and state != "reauthorization_required":
         left = policy.expected_expiry(grant) - clocks.now().wall
         ends = f"in {text.span(left)}" if left > 0 else f"{text.span(left)} ago"
         yield found(
             "no_refresh_token", f"the server issued no refresh token; the access token ends {ends}", mend, name=name
         )
+
+
+def _mend_of_failure(grant: Grant) -> str:
+    code = "" if grant.failure is None else grant.failure.code
+    if grant.failure is None or grant.assertion is None or code not in ("source_missing", "source_cycle"):
+        return f"refresher run-once --force {grant.name}"
+    if code == "source_cycle":
+        return f"refresher import {grant.name} --replace --from FILE"
+    for source in grant.assertion.sources:
+        if grant.failure.description.startswith(f"its source {source} does not exist"):
+            return create_commands(source)
+    return "mend its source first"
 
 
 def _ends(grant: Grant) -> Iterator[Finding]:

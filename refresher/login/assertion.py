@@ -109,7 +109,7 @@ def _error(outcome: Outcome) -> RefresherError:
     # What was not sent, or is rejected before the server sees it, says itself who answered.
     said = outcome.description if isinstance(outcome, NotSent | GrantRejected) else describe(outcome)
     text = f"{said}; nothing was changed"
-    if isinstance(outcome, GrantRejected):
+    if isinstance(outcome, GrantRejected) or (isinstance(outcome, NotSent) and outcome.code == "source_missing"):
         return NeedsPerson(text)
     if isinstance(outcome, NotSent) and outcome.code not in (NotSent(description="").code, "source_failing"):
         return LoginRefused(text)

@@ -19,7 +19,7 @@ from refresher.grants.record import Grant, Moved, Stored, with_spent
 from refresher.grants.token_file import left_out
 from refresher.oauth import urls
 from refresher.operations import names
-from refresher.operations.cycles import cycle, find_cycle
+from refresher.operations.cycles import find_cycle, find_cycle_above
 from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
 from refresher.storage.store import Held, Store
 
@@ -82,8 +82,8 @@ def store_grant(
             for origin in imported.origins
             if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
         ]
-        if (source := find_cycle(store, imported)) is not None:
-            raise ImportRefused(cycle(name, source))
+        if problem := find_cycle(store, imported) or find_cycle_above(store, imported):
+            raise ImportRefused(problem)
         warnings += [
             f"there is no grant {source} yet, and {name} needs its token"
             for source in (() if imported.assertion is None else imported.assertion.sources)

@@ -10,6 +10,7 @@ from refresher.grants.record import Grant, Tombstone, with_spent
 from refresher.operations import names
 from refresher.operations.cycles import fed_by
 from refresher.operations.events import Emit, emitting, happened, ignore, recoveries
+from refresher.operations.result import command_after_removal
 from refresher.storage.store import Store
 
 __all__ = ["remove"]
@@ -67,7 +68,7 @@ def remove(
             held.publish(tombstone)
         except StorageError as error:
             raise StorageError(f"{name} is removed, but {error}") from None
-    return at_the_server + _who_needs(store, name)
+    return at_the_server + _who_needs(store, grant)
 
 
 def _require_opened(store: Store, name: str) -> None:
@@ -82,12 +83,14 @@ def _require_opened(store: Store, name: str) -> None:
         ) from None
 
 
-def _who_needs(store: Store, name: str) -> str:
-    """Return the clause that other grants need the token of ``name``; "" without one."""
-    if not (fed := fed_by(store, name)):
+def _who_needs(store: Store, grant: Grant) -> str:
+    """Return the clause that others need the token of ``grant``, also through others; "" without one."""
+    if not (fed := fed_by(store, grant.name)):
         return ""
     more = f" and {len(fed) - _MOST_NAMED} more" if len(fed) > _MOST_NAMED else ""
+    need = "needs its token, and fails" if len(fed) == 1 else "need its token, and fail"
+    them = "it" if len(fed) == 1 else "them"
     return (
-        f"; {', '.join(fed[:_MOST_NAMED])}{more} need its token, and fail from now on: 'refresher login {name} URL' "
-        "brings them back, and 'refresher remove' removes them"
+        f"; {', '.join(fed[:_MOST_NAMED])}{more} {need} from now on: '{command_after_removal(grant)}' brings {them} "
+        f"back, and 'refresher remove' removes {them}"
     )

@@ -17,6 +17,8 @@ __all__ = [
     "Result",
     "ResultCode",
     "certificate_ends",
+    "command_after_removal",
+    "create_commands",
     "exit_code",
     "is_denied",
     "login_ends",
@@ -195,6 +197,16 @@ def repair_command(grant: Grant) -> str:
     if (repair := _repair_of_source(grant)) is not None:
         return repair
     return _login_again(grant) if may_log_in(grant) else _import_again(grant)
+
+
+def create_commands(name: str) -> str:
+    """Return the commands with which a person makes a grant of which nothing is known but its name."""
+    return f"'refresher login {name} URL' or 'refresher import {name} --from FILE'"
+
+
+def command_after_removal(grant: Grant) -> str:
+    """Return the command that makes a removed grant again, of the same kind."""
+    return f"{_login_again(grant)} URL" if may_log_in(grant) else _import_again(grant)
 
 
 def is_denied(grant: Grant) -> bool:

@@ -34,9 +34,9 @@ from refresher.grants.sources import (
 from refresher.oauth import tls
 from refresher.oauth.assertions import NOTHING, Presented
 from refresher.oauth.client_authentication import TokenExpired, TokenMissing, client_assertion, token_in
-from refresher.operations.cycles import cycle, find_cycle, sources_of
+from refresher.operations.cycles import find_cycle, sources_of
 from refresher.operations.names import moved
-from refresher.operations.result import ASK, is_denied, may_log_in, repair_command
+from refresher.operations.result import ASK, create_commands, is_denied, may_log_in, repair_command
 from refresher.storage.store import Store
 
 __all__ = [
@@ -198,8 +198,8 @@ def _open(sources: Sources) -> None:
 
 
 def _require_no_cycle(store: Store, grant: Grant) -> None:
-    if (name := find_cycle(store, grant)) is not None:
-        raise _NoToken(NotSent(code="source_cycle", description=cycle(grant.name, name)))
+    if (problem := find_cycle(store, grant)) is not None:
+        raise _NoToken(NotSent(code="source_cycle", description=problem))
 
 
 class _NoToken(RefresherError):
@@ -218,7 +218,7 @@ def _token(store: Store, source: TokenSource, sources: Sources, now: Moment) -> 
     name = source.grant or ""
     grant = sources.get(name)
     if grant is None:
-        raise _NoToken(NotSent(code="source_missing", description=_why_missing(store, name)))
+        raise _NoToken(NotSent(code="source_missing", description=_why_missing(store, source)))
     if source.token_type == ID_TOKEN:
         return _id_token(grant, now)
     if grant.access_token is None or policy.remaining_lifetime(grant, now) <= 0:
@@ -226,17 +226,23 @@ def _token(store: Store, source: TokenSource, sources: Sources, now: Moment) -> 
     return grant.access_token
 
 
-def _why_missing(store: Store, name: str) -> str:
+def _why_missing(store: Store, source: TokenSource) -> str:
+    name = source.grant or ""
     try:
         record = store.load(name).record
     except GrantFileError as error:
         return f"its source {name} cannot be read: {error}"
     if isinstance(record, Moved):
         return f"its source cannot be used here: {moved(record)}"
-    return f"its source {name} does not exist: 'refresher login {name} URL'"
+    login = f"log in at the identity provider with 'refresher login {name} URL --scope openid'"
+    how = login if source.token_type == ID_TOKEN else f"create it with {create_commands(name)}"
+    return f"its source {name} does not exist: {how}"
 
 
 def _id_token(grant: Grant, now: Moment) -> Secret:
+    if grant.id_token is None and grant.assertion is not None:
+        text = f"its source {grant.name} has no id_token, and a login of its kind brings none"
+        raise _needs_person(f"{text}: give the NAME of a login by a person at the identity provider", None)
     if grant.id_token is None:
         repair = repair_command(grant)
         if may_log_in(grant):
@@ -264,6 +270,6 @@ def _unavailable(source: Grant, what: str) -> _NoToken:
     return _needs_person(f"its source {source.name} needs a new login{why}. '{repair}' {_BRINGS_BACK}", repair)
 
 
-def _needs_person(text: str, repair: str) -> _NoToken:
+def _needs_person(text: str, repair: str | None) -> _NoToken:
     rejected = GrantRejected(code="source_reauthorization_required", description=text, retry_after=_RECHECK)
     return _NoToken(rejected, repair)

@@ -108,8 +108,7 @@ def test_an_assertion_that_does_not_help_ends_the_login_with_one_line(
         (("--enterprise", "company", "--browser"), "--enterprise is a way of login by itself"),
         (("--enterprise", "No Name"), "--enterprise needs the NAME"),
         (("--enterprise", "company"), "--enterprise needs the --client-id"),
-        (("--enterprise", "work", "--client-id", "x"), "needs work itself"),
-        (("--enterprise", "company", "--client-id", "x"), "its source company does not exist"),
+        (("--enterprise", "work", "--client-id", "x"), "work would need its own token: give another source"),
         (
             ("--client-id", "x", "--client-secret-file", "x", "--client-assertion-file", "x"),
             "--client-assertion-file and --client-secret-file both authenticate the client",
@@ -125,6 +124,30 @@ def test_options_that_cannot_work_are_named(
     done = refresher("login", "work", server.mcp, "--no-verify", *options)
     assert done.code == 2
     assert words in one_line(done.stderr)
+
+
+def test_a_login_by_a_grant_that_cannot_feed_it_says_what_a_person_does(
+    refresher: Command, company: AssertionServer, server: AssertionServer
+) -> None:
+    """If it failed, a script would take a missing login for wrong usage, or a person would log in without effect."""
+    by = ("login", "saas", server.mcp, "--client-id", "x", "--no-verify", "--enterprise")
+    missing = refresher(*by, "company")
+    assert missing.code == 3
+    assert (
+        "its source company does not exist: log in at the identity provider with 'refresher login company URL --scope "
+        "openid'; nothing was changed"
+    ) in one_line(missing.stderr)
+    refresher.import_grant("company", company.person())
+    assert (
+        refresher("login", "tools", server.mcp, "--client-id", "x", "--no-verify", "--enterprise", "company").code == 0
+    )
+    other = refresher(*by, "tools")
+    assert other.code == 3
+    line = one_line(other.stderr)
+    assert (
+        "its source tools has no id_token, and a login of its kind brings none: give the NAME of a login by a" in line
+    )
+    assert "refresher login tools" not in line
 
 
 def test_one_login_at_the_company_is_enough(

@@ -3,6 +3,7 @@
 import threading
 
 from refresher.common import clocks
+from refresher.doctor.grants import check
 from refresher.operations.remove import remove
 from refresher.operations.result import repair_command
 from refresher.operations.rotate import Order, Terms, rotate
@@ -101,9 +102,18 @@ def test_a_removal_names_what_it_stops(store: Store, company: AssertionServer, s
     import_grant(store, "api", exchanged(company, subject_grant="company"))
     import_grant(store, "saas", saas.managed("company"))
     import_grant(store, "alone", company.person(refresh_token="of-another-login"))
+    import_grant(store, "deep", exchanged(company, subject_grant="api", actor_grant="saas"))
     words = remove(store, "company", stopping=lambda: False)
-    assert "; api, saas need its token, and fail from now on: 'refresher login company URL' brings them back" in words
-    assert "need its token" not in remove(store, "alone", stopping=lambda: False)
+    again = "refresher login company URL"
+    assert f"; api, saas, deep need its token, and fail from now on: '{again}' brings them back" in words
+    assert "need" not in remove(store, "alone", stopping=lambda: False)
+    rotate_now(store, "api")
+    (finding,) = check(store.directories, [("api", grant_of(store, "api"))])
+    assert finding.mend == "'refresher login company URL' or 'refresher import company --from FILE'"
+    assert finding.mend in finding.what
+    again = "refresher import api --replace --from FILE"
+    words = remove(store, "api", stopping=lambda: False)
+    assert f"; deep needs its token, and fails from now on: '{again}' brings it back" in words
 
 
 def test_a_newer_token_is_presented_at_once_after_a_refusal(store: Store, company: AssertionServer) -> None:

@@ -146,13 +146,29 @@ def test_grants_that_need_each_other_are_refused(files: Store, company: Assertio
     import_grant(files, "one", exchanged(company, subject_grant="base"))
     import_grant(files, "two", exchanged(company, subject_grant="one"))
     circular = exchanged(company, subject_grant="two")
-    with pytest.raises(ImportRefused, match="two needs one itself"):
+    with pytest.raises(ImportRefused, match="one would need its own token through two: give another source"):
         import_grant(files, "one", circular, replace=True)
     change(files, "one", assertion=import_request.parse("one", json.dumps(circular).encode(), clocks.now()).assertion)
     result = rotate_now(files, "two")
-    assert "needs two itself" in result.detail
+    assert "two would need its own token through one" in result.detail
     assert grant_of(files, "two").failure is not None
     assert company.requests == []
+
+
+def test_a_grant_at_the_start_of_a_long_row_gets_no_source(store: Store, company: AssertionServer) -> None:
+    """If it failed, an import that succeeds would stop a grant that works, and name another cause."""
+    import_grant(store, "link-0", company.person())
+    for number in range(1, 9):
+        import_grant(store, f"link-{number}", exchanged(company, subject_grant=f"link-{number - 1}"))
+    too_long = "link-{} would need the tokens of more than 8 grants in a row: give another source"
+    with pytest.raises(ImportRefused, match=too_long.format(9)):
+        import_grant(store, "link-9", exchanged(company, subject_grant="link-8"))
+    import_grant(store, "root", company.person(refresh_token="of-another-login"))
+    with pytest.raises(ImportRefused, match=too_long.format(8)):
+        import_grant(store, "link-0", exchanged(company, subject_grant="root"), replace=True)
+    assert grant_of(store, "link-0").assertion is None
+    assert rotate_now(store, "link-8", force=False).outcome == "rotated"
+    import_grant(store, "link-0", company.person(refresh_token=company.renew()), replace=True)
 
 
 def test_a_long_chain_is_rotated_from_its_source(files: Store, company: AssertionServer) -> None:

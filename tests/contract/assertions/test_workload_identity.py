@@ -246,7 +246,7 @@ def test_an_answer_never_repeats_an_assertion(
             {"grant_type": "client_credentials", "client_id": "x", "client_secret": "y"},
             "only for grant_type jwt_bearer",
         ),
-        ({"assertion_file": None, "assertion_grant": "work"}, "needs work itself"),
+        ({"assertion_file": None, "assertion_grant": "work"}, "work would need its own token"),
         ({"refresh_params": {"assertion": "static"}}, "refresh_params must be .* none of .*assertion"),
         (
             {
