@@ -1,5 +1,6 @@
 """The part of an import that says from whose token an access token is obtained (RFC 7523, RFC 8693)."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -10,6 +11,7 @@ from refresher.grants.assertion import (
     ID_JAG,
     ID_TOKEN,
     JWT,
+    REFRESH_TOKEN,
     TOKEN_TYPE,
     Assertion,
     AssertionGrantType,
@@ -25,6 +27,10 @@ KEYS: Final = (
     *("actor_file", "actor_grant", "actor_token_type", "audience", "requested_token_type", "idp"),
 )
 """The keys of an import that are about an assertion."""
+
+_LONGEST_TYPE: Final = 200
+_URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
+"""RFC 3986 section 2."""
 
 _EXCHANGE_KEYS: Final = frozenset(KEYS) - {"assertion_file", "assertion_grant", "idp", "audience"}
 
@@ -56,13 +62,15 @@ def assertion_in(
     subject = _source(given, "subject", absolute)
     if subject is None:
         raise ImportRefused("token_exchange needs a subject_file or a subject_grant")
-    requested = given.get("requested_token_type")
+    requested = _token_type(given, "requested_token_type")
+    if requested == REFRESH_TOKEN:
+        raise ImportRefused("requested_token_type: agents need an access token, so ask for no refresh_token")
     return Assertion(
         grant_type=grant_type,
         subject=subject,
         actor=_source(given, "actor", absolute),
         audience=given.get("audience"),
-        requested_token_type=None if requested is None else _token_type(requested),
+        requested_token_type=requested,
     )
 
 
@@ -93,12 +101,20 @@ def _source(given: Mapping[str, str], who: str, absolute: Callable[[str | None],
         raise ImportRefused(f"give {who}_file or {who}_grant, not both")
     if path is None and grant is None:
         if f"{who}_token_type" in given:
-            raise ImportRefused(f"{who}_token_type needs a {who}_file or a {who}_grant")
+            a = "an" if who == "actor" else "a"
+            raise ImportRefused(f"{who}_token_type needs {a} {who}_file or {a} {who}_grant")
         return None
-    usual = JWT if grant is None else ACCESS_TOKEN
-    return TokenSource(file=path, grant=grant, token_type=_token_type(given.get(f"{who}_token_type", usual)))
+    token_type = _token_type(given, f"{who}_token_type") or (JWT if grant is None else ACCESS_TOKEN)
+    return TokenSource(file=path, grant=grant, token_type=token_type)
 
 
-def _token_type(given: str) -> str:
+def _token_type(given: Mapping[str, str], key: str) -> str | None:
     """Return the URI of a token type (RFC 8693 section 3), of which the last part is enough."""
-    return given if ":" in given else f"{TOKEN_TYPE}{given}"
+    if (value := given.get(key)) is None:
+        return None
+    uri = value if ":" in value else f"{TOKEN_TYPE}{value}"
+    if len(uri) > _LONGEST_TYPE or _URI.fullmatch(uri) is None:
+        raise ImportRefused(
+            f"{key} must be access_token, id_token, jwt or another URI of at most {_LONGEST_TYPE} characters"
+        )
+    return uri

@@ -19,7 +19,7 @@ from refresher.grants.record import Grant, Moved, Stored, with_spent
 from refresher.grants.token_file import left_out
 from refresher.oauth import urls
 from refresher.operations import names
-from refresher.operations.cycles import find_cycle, find_cycle_above
+from refresher.operations.cycles import find_cycle, find_cycle_above, sources_of
 from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
 from refresher.storage.store import Held, Store
 
@@ -112,7 +112,7 @@ def store_grant(
             raise names.moved(stored.record)
         if isinstance(stored.record, Grant) and not replace:
             raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
-        grant = _successor(held, imported, stored, just_issued=just_issued)
+        grant = _successor(held, _with_sources(store, imported), stored, just_issued=just_issued)
         store.note_import(grant)
         held.write(stored, grant)
         # Only origins: a server_url can have a key in its query.
@@ -254,6 +254,16 @@ def _successor(held: Held, imported: Grant, stored: Stored, *, just_issued: bool
         not_before=there.not_before,
         max_age=there.max_age,
     )
+
+
+def _with_sources(store: Store, imported: Grant) -> Grant:
+    """Note the sources of an imported access token as they are, so that it is renewed when one of them rotates."""
+    if imported.access_token is None or imported.assertion is None or imported.assertion.source_generations:
+        return imported
+    found = sources_of(imported, store.load).values()
+    generations = tuple(-1 if source is None else source.generation for source in found)
+    noted = msgspec.structs.replace(imported.assertion, source_generations=generations)
+    return msgspec.structs.replace(imported, assertion=noted)
 
 
 def _spent(name: str) -> AlreadySpent:

@@ -116,6 +116,16 @@ def test_a_removal_names_what_it_stops(store: Store, company: AssertionServer, s
     assert f"; deep needs its token, and fails from now on: '{again}' brings it back" in words
 
 
+def test_an_imported_access_token_is_renewed_with_its_source(store: Store, company: AssertionServer) -> None:
+    """If it failed, agents would keep a token that ends with the one that it was made from."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "api", exchanged(company, subject_grant="company", access_token="earlier", expires_in=3600))
+    assert rotate_now(store, "api", force=False).outcome == "not_due"
+    assert rotate_now(store, "company").outcome == "rotated"
+    assert rotate_now(store, "api", force=False).outcome == "rotated"
+
+
 def test_a_newer_token_is_presented_at_once_after_a_refusal(store: Store, company: AssertionServer) -> None:
     """If it failed, agents would wait for the end of a backoff, although a person has renewed the source."""
     import_grant(store, "company", company.person())

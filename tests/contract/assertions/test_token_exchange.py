@@ -10,6 +10,7 @@ import pytest
 from refresher.common import clocks
 from refresher.common.errors import ImportRefused
 from refresher.grants import policy
+from refresher.grants.assertion import TOKEN_TYPE
 from refresher.operations import import_request
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.file_store import FileStore
@@ -138,6 +139,30 @@ def test_a_source_that_is_due_is_rotated_first_and_only_once(store: Store, compa
     assert len(company.asked("refresh_token")) == 1
     assert len(company.asked("token_exchange")) == len(names) == len(free)
     assert grant_of(store, "base").generation == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"requested_token_type": "refresh_token"}, "requested_token_type: agents need an access token"),
+        ({"requested_token_type": f"{TOKEN_TYPE}refresh_token"}, "requested_token_type: agents need an access token"),
+        (
+            {"subject_token_type": "of somebody"},
+            "subject_token_type must be access_token, id_token, jwt or another URI",
+        ),
+        ({"subject_token_type": "urn:of somebody"}, "subject_token_type must be"),
+        ({"subject_token_type": "1:number"}, "subject_token_type must be"),
+        ({"requested_token_type": f"urn:{'a' * 200}"}, "another URI of at most 200 characters"),
+        ({"actor_token_type": "jwt"}, "actor_token_type needs an actor_file or an actor_grant"),
+    ],
+)
+def test_types_of_tokens_that_no_server_can_answer_are_refused(
+    files: Store, company: AssertionServer, fields: dict[str, str], words: str
+) -> None:
+    """If it failed, an import that can never bring a token would succeed, and the server would be blamed."""
+    with pytest.raises(ImportRefused, match=words):
+        import_grant(files, "api", exchanged(company, **{"subject_grant": "base", **fields}))
+    import_grant(files, "api", exchanged(company, subject_grant="base", subject_token_type="https://a.example/t?x=1"))
 
 
 def test_grants_that_need_each_other_are_refused(files: Store, company: AssertionServer) -> None:
