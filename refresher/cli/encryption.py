@@ -16,7 +16,7 @@ from refresher.common.terminal import say
 from refresher.config import Settings
 
 if TYPE_CHECKING:
-    from refresher.operations.encryption import Change
+    from refresher.operations.encryption import Change, Scope
     from refresher.storage.directories import Directories
     from refresher.storage.store import Store
 
@@ -62,28 +62,29 @@ def _changing(name: "Change", short: str, done: str, text: str) -> click.Command
 
         settings = options.settings()
         store = settings.open_store()
-        what = f"{done}, what is published" if check(store, name) == "published" else done
-        return _reseal_all(settings, store, f"encryption {name}", what)
+        scope = check(store, name)
+        what = f"{done}, what is published" if scope == "published" else done
+        return _reseal_all(settings, store, scope, f"encryption {name}", what)
 
     change.name = name
     change.help = text
     return change
 
 
-def _reseal_all(settings: Settings, store: "Store", program: str, done: str) -> int:
+def _reseal_all(settings: Settings, store: "Store", scope: "Scope", program: str, done: str) -> int:
     """Bring each grant to the form that is configured; say what was changed; return an exit code."""
     from refresher.observers.hub import observing
-    from refresher.operations.encryption import reseal
+    from refresher.operations.encryption import names, reseal
 
     codes: set[int] = set()
     changed = grants = 0
     with StopSignals() as stopping, observing(settings, program) as observers:
         store.prepare()
-        for name in [name for name, held in store.holdings() if held]:
+        for name in names(store, scope):
             if stopping():
                 break
             try:
-                count = reseal(store, name, stopping=stopping, emit=observers.emit)
+                count = reseal(store, name, scope, stopping=stopping, emit=observers.emit)
             except RefresherError as error:
                 log.error("%s: %s", name, error)  # noqa: TRY400  a mistake of a person needs no traceback
                 codes.add(error.exit_code)
@@ -118,8 +119,9 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> int:
 
     settings = options.settings()
     keys = settings.directories.keys
-    problems = settings.directories.keys.problems()
-    found = [*seals(settings.open_store(), names)]
+    store = settings.open_store()
+    problems = keys.problems(published=store.publishes_apart)
+    found = [*seals(store, names)]
     wanted = "sealed" if keys.has_current else "plain"
     unknown = any(form in ("unknown", "damaged") for seal in found for _, form in seal.holdings)
     if as_json:
@@ -211,8 +213,8 @@ encryption.add_command(
         "rekey",
         "Seal all grants with a new key.",
         "sealed with the new key",
-        "Seal every grant with encryption_key that is sealed with previous_encryption_key. It can be interrupted, and "
-        "run again.\n\n"
+        "Seal every grant with encryption_key that is sealed with previous_encryption_key, or plain. It can be "
+        "interrupted, and run again.\n\n"
         "First give both keys to every refresher that uses these grants, and restart 'refresher run' or send it "
         "SIGHUP ('refresher mirror' needs a restart). Afterwards, remove previous_encryption_key. Backups still "
         "need the old key.",

@@ -12,6 +12,7 @@ from refresher.grants.record import Grant, Moved
 from refresher.operations.encryption import seals
 from refresher.operations.inspection import ListedGrant, list_grants, server_of
 from refresher.storage import last_run
+from refresher.storage.keys import KeyRing
 
 __all__ = ["examine", "findings_of"]
 
@@ -92,7 +93,7 @@ def examine(
     named = [
         *(settings.hooks.commands if settings.hooks else ()),
         *(["page token"] if settings.page_token_file else []),
-        *(["encryption key"] if directories.keys.has_current or directories.keys.has_previous else []),
+        *(["encryption key"] if directories.keys != KeyRing() else []),
         *([f"{len(settings.outputs)} output{'' if len(settings.outputs) == 1 else 's'}"] if settings.outputs else []),
     ]
     parts.append(

@@ -8,14 +8,14 @@ from refresher.operations.events import Emit, emitting, ignore, recoveries
 from refresher.storage.keys import KeyRing, Role
 from refresher.storage.store import PUBLISHED, Holding, Store
 
-__all__ = ["Change", "Form", "Scope", "Seal", "check", "reseal", "seals"]
+__all__ = ["Change", "Form", "Scope", "Seal", "check", "names", "reseal", "seals"]
 
 Form = Literal["current", "previous", "unknown", "plain", "damaged", "mixed"]
 """With which key a grant is sealed: ``unknown`` is neither of the two that are configured, or they cannot be read."""
 
 
 Scope = Literal["grants", "published"]
-"""What a command changes: all of each grant, or only what a database publishes, which can have a key of its own."""
+"""What a command changes: all of each grant, or nothing but what a database publishes, which can have its own key."""
 
 
 class Seal(NamedTuple):
@@ -59,22 +59,34 @@ def check(store: Store, change: Change) -> Scope:
     scope: Scope | None = "grants" if fits(keys) else None
     if scope is None and store.publishes_apart and fits(keys.published):
         scope = "published"
+    if scope is None and change == "disable" and not (keys.has_current or keys.published.has_current):
+        # Without a key, all may be plain already.
+        scope = "grants" if all(seal.as_configured for seal in seals(store)) else None
     if scope is None:
         raise ConfigError(otherwise)
-    if problems := keys.problems():
+    if problems := keys.problems(published=store.publishes_apart):
         raise KeyUnavailable(problems[0])
     return scope
 
 
-def reseal(store: Store, name: str, *, stopping: Callable[[], bool], emit: Emit = ignore) -> int:
-    """Bring all that holds secrets of ``name`` to the form that is configured; return how many things were changed.
+def names(store: Store, scope: Scope) -> list[str]:
+    """Return the names that hold something of ``scope``. Raises ``DirectoryError`` and ``StorageError``."""
+    return [
+        name for name, found in store.holdings() if any(scope == "grants" or each.what == PUBLISHED for each in found)
+    ]
+
+
+def reseal(
+    store: Store, name: str, scope: Scope = "grants", *, stopping: Callable[[], bool], emit: Emit = ignore
+) -> int:
+    """Bring what holds secrets of ``name`` to the form that is configured; return how many things were changed.
 
     Raises ``GrantFileError``, ``KeyUnavailable``, ``LockBusy``, ``Interrupted`` and ``StorageError``: then what was
     changed before stays so, and the next call goes on.
     """
     with emitting(emit) as events, store.held(name, stopping=stopping) as held:
         stored = held.recover(unfinished=True, report=recoveries(name, events))
-        return held.reseal(stored)
+        return held.reseal(stored, only_published=scope == "published")
 
 
 def seals(store: Store, names: Collection[str] = ()) -> Iterator[Seal]:

@@ -94,7 +94,7 @@ class HeldFiles:
         """Delete the answers and the files set aside of a removed grant."""
         sealing.delete_copies(self._directories, self._name)
 
-    def reseal(self, stored: Stored) -> int:
+    def reseal(self, stored: Stored, *, only_published: bool = False) -> int:  # noqa: ARG002  a database needs it
         """Bring the record and what is kept to the form that is configured (``sealing.reseal``)."""
         return sealing.reseal(self._directories, self._name, stored)
 

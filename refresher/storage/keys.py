@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -86,21 +87,23 @@ def parse_source(setting: str, given: str | None, directory: Path | None = None)
 class KeyRing:
     """The keys of one process: ``envelope.Keys``.
 
-    ``current`` seals what is written, without it writes are plain. ``previous`` can still be read. ``published``: other
-    keys for the token files in a database, which hosts of agents have too.
+    ``current`` seals what is written, without it writes are plain. ``previous`` can still be read. ``published``: keys
+    of their own for the token files in a database, which hosts of agents have too.
     """
 
     def __init__(
         self, current: Source | None = None, previous: Source | None = None, published: "KeyRing | None" = None
     ) -> None:
         self._sources: Final = (current, previous)
-        self._published = published
-        self._keys = tuple(_LoadedKey(each) for each in self._sources if each is not None)
+        self._settings = ("encryption_key", "previous_encryption_key")
+        self._own_published: Final = published
+        self._current = None if current is None else _LoadedKey(current)
+        self._keys = tuple(filter(None, (self._current, None if previous is None else _LoadedKey(previous))))
 
     @property
     def has_current(self) -> bool:
         """Whether writes are sealed."""
-        return self._sources[0] is not None
+        return self._current is not None
 
     @property
     def has_previous(self) -> bool:
@@ -110,21 +113,26 @@ class KeyRing:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KeyRing):
             return NotImplemented
-        return (self._sources, self._published) == (other._sources, other._published)
+        return (self._sources, self._own_published) == (other._sources, other._own_published)
 
     def __hash__(self) -> int:
-        return hash((self._sources, self._published))
+        return hash((self._sources, self._own_published))
 
     @property
     def credentials(self) -> set[str]:
         """The names of the credentials of systemd that are keys."""
         own = {each.what for each in self._sources if each is not None and each.kind == "systemd"}
-        return own if self._published is None else own | self._published.credentials
+        return own if self._own_published is None else own | self._own_published.credentials
 
-    @property
+    @cached_property
     def published(self) -> "KeyRing":
-        """The keys of the token files in a database: these, unless they have keys of their own."""
-        return self._published or self
+        """The keys of the token files in a database: each key opens them, and this one seals without another for it."""
+        ring = KeyRing() if self._own_published is None else KeyRing(*self._own_published._sources)  # noqa: SLF001
+        ring._settings = ("published_key", "previous_published_key")  # noqa: SLF001
+        ring._current = ring._current or self._current  # noqa: SLF001
+        # The current one first: a key that is also named as a previous one is current.
+        ring._keys = tuple(dict.fromkeys(filter(None, (ring._current, *ring._keys, *self._keys))))  # noqa: SLF001
+        return ring
 
     def load(self) -> None:
         """Read the keys of each write of a store in a database. Raises ``KeyUnavailable``."""
@@ -133,7 +141,7 @@ class KeyRing:
 
     def current(self) -> Key | None:
         """Return the key of each write; ``None``: writes are plain. Raises ``KeyUnavailable``."""
-        return None if self._sources[0] is None else self._keys[0].get()
+        return None if self._current is None else self._current.get()
 
     def find(self, key_id: str) -> Key:
         """Return the key that opens what has ``key_id``. Raises ``KeyUnavailable``."""
@@ -146,10 +154,11 @@ class KeyRing:
                 problems.append(str(error))
             else:
                 problems.append(f"{each.source} has the key {key.id}")
-        why = "; ".join(problems) or "no encryption_key is configured"
+        setting, previous = self._settings
+        why = "; ".join(dict.fromkeys(problems)) or f"no {setting} is configured"
         raise KeyUnavailable(
-            f"it is sealed with the key {key_id}, which is not here: {why}. Name that key as encryption_key or "
-            "previous_encryption_key; 'refresher encryption status' shows which grants need which"
+            f"it is sealed with the key {key_id}, which is not here: {why}. Name that key as {setting} or "
+            f"{previous}; 'refresher encryption status' shows which grants need which"
         )
 
     def known(self) -> dict[str, Role]:
@@ -157,13 +166,13 @@ class KeyRing:
         found: dict[str, Role] = {}
         for each in self._keys:
             with suppress(KeyUnavailable):
-                found.setdefault(each.get().id, "current" if each.source == self._sources[0] else "previous")
+                found.setdefault(each.get().id, "current" if each is self._current else "previous")
         return found
 
-    def problems(self) -> list[str]:
-        """Return why each key that cannot be read cannot, also those of ``published``."""
-        found = [] if self._published is None else self._published.problems()
-        for each in self._keys:
+    def problems(self, *, published: bool = True) -> list[str]:
+        """Return why each key that cannot be read cannot, also those of what is ``published``."""
+        found = []
+        for each in self.published._keys if published else self._keys:  # noqa: SLF001
             try:
                 each.get()
             except KeyUnavailable as error:

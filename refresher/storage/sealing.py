@@ -15,7 +15,7 @@ from typing import Final
 from refresher.common.errors import GrantFileError, StorageError
 from refresher.grants.encoding import decode, encode, encode_kept, is_sealed, key_id_of, open_kept, version_error
 from refresher.grants.envelope import PLAIN, Keys
-from refresher.grants.record import Stored, Tombstone
+from refresher.grants.record import Moved, Stored, Tombstone
 from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.records import LARGEST
@@ -24,6 +24,7 @@ from refresher.storage.store import Holding
 __all__ = [
     "copies",
     "delete_copies",
+    "holding_of",
     "holdings",
     "names_with_copies",
     "opened",
@@ -117,13 +118,29 @@ def _holding(path: Path, name: str) -> Holding | None:
         _, data = _parts(path)
         if not data or path.suffix == ".intent":
             return None
-        if (key_id := key_id_of(data)) is None:
-            with suppress(GrantFileError):
-                if isinstance(decode(data, name).record, Tombstone):
-                    return None  # it holds no secret
-        return Holding(path.name, key_id)
     except (OSError, ValueError, GrantFileError) as error:
         return Holding(path.name, None, str(getattr(error, "strerror", None) or error))
+    return holding_of(path.name, data, name, is_record=path.name == f"{name}.json")
+
+
+def holding_of(what: str, data: bytes, name: str, *, is_record: bool = False) -> Holding | None:
+    """Return what ``data`` holds of ``name``, or ``None`` if it is a record without a secret.
+
+    ``is_record``: what is no record is damaged; otherwise it is an answer, or what was set aside.
+    """
+    try:
+        key_id = key_id_of(data)
+        try:
+            record = decode(data, name).record
+        except GrantFileError:
+            if is_record:
+                raise
+            record = None
+    except GrantFileError as error:
+        return Holding(what, None, str(error))
+    if isinstance(record, Tombstone) or (isinstance(record, Moved) and record.arriving is None):
+        return None
+    return Holding(what, key_id)
 
 
 def reseal(directories: Directories, name: str, stored: Stored) -> int:
@@ -159,11 +176,10 @@ def reseal_copies(directories: Directories, name: str) -> int:
             try:
                 head, data = _parts(path)
                 new = resealed(data, name, directories.keys)
-            except GrantFileError as error:
-                problem = problem or type(error)(f"{path}: {error}; delete it if it is not needed")
+            except (GrantFileError, ValueError) as error:
+                kind = type(error) if isinstance(error, GrantFileError) else GrantFileError
+                problem = problem or kind(f"{path}: {error}; delete it if it is not needed")
                 continue
-            except ValueError:
-                continue  # no file
             if new is not None:
                 _replace(path, head + new)
                 changed += 1

@@ -136,8 +136,10 @@ class Held(Protocol):
     def delete_copies(self) -> None:
         """Delete what may hold refresh tokens of a removed grant besides its record."""
 
-    def reseal(self, stored: Stored) -> int:
+    def reseal(self, stored: Stored, *, only_published: bool = False) -> int:
         """Bring all that holds secrets of the grant to the form that is configured: sealed with the key, or plain.
+
+        ``only_published``: change nothing but what a database publishes of it.
 
         Return how many things were changed. Call it after ``recover``; after a kill, the next call goes on.
         Raises ``GrantFileError`` for what cannot be opened, ``KeyUnavailable`` and ``StorageError``.

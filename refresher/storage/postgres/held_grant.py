@@ -244,14 +244,17 @@ class HeldGrant:
             cursor.execute("DELETE FROM refresher.orphan WHERE name = %s", (self._name,))
         copies.delete_copies(self._directories, self._name, spills=False)
 
-    def reseal(self, stored: Stored) -> int:
+    def reseal(self, stored: Stored, *, only_published: bool = False) -> int:
         """Bring the record, what is published and what is kept to the form that is configured."""
         with self._database.transaction() as cursor:
             self._require_lease(cursor)
             now = read_clocks(cursor)
-            changed, self._stored, problem = sealing.reseal(cursor, stored, self._name, now, self._keys)
+            changed, self._stored, problem = sealing.reseal(
+                cursor, stored, self._name, now, self._keys, only_published=only_published
+            )
         self._wrote = changed > 0
-        changed += copies.reseal_copies(self._directories, self._name)
+        if not only_published:
+            changed += copies.reseal_copies(self._directories, self._name)
         if problem is not None:
             raise problem
         return changed

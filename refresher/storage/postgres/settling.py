@@ -18,6 +18,7 @@ from psycopg.errors import UniqueViolation
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
 from refresher.grants.encoding import decode, encode, encode_kept, key_id_of
+from refresher.grants.envelope import PLAIN
 from refresher.grants.policy import Rotate
 from refresher.grants.record import MAX_SPENT, NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone
 from refresher.grants.sources import awaited, is_renewed
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "load_each",
     "note_spent",
+    "published_bytes",
     "settle",
     "write",
 ]
@@ -213,9 +215,7 @@ def write(
             "name": record.name,
             "bytes": data,
             "generation": record.generation,
-            "published": None
-            if published is None
-            else encode_kept(record.name, published, keys.published, "token_file"),
+            "published": None if published is None else published_bytes(record, published, keys),
             "published_hash": None if published is None else hashlib.sha256(published).hexdigest(),
             "moved": isinstance(record, Moved),
         },
@@ -224,6 +224,13 @@ def write(
     if stored.record is None or record.generation > stored.record.generation:
         feeds.wake(cursor, record.name)
     return Stored(record, checksum)
+
+
+def published_bytes(record: Record, token_file: bytes, keys: KeyRing) -> bytes:
+    """Return the token file of ``record`` as other hosts read it: sealed, unless it holds no secret."""
+    return encode_kept(
+        record.name, token_file, PLAIN if isinstance(record, Tombstone) else keys.published, "token_file"
+    )
 
 
 def note_spent(cursor: Cursor[Any], record: Record) -> None:

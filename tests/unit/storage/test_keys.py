@@ -18,7 +18,7 @@ from refresher.storage import keys
 from refresher.storage.keys import KeyRing, parse_source
 from tests.conftest import need
 from tests.support.command import wait_until
-from tests.support.sealed import make_key
+from tests.support.sealed import key_source, make_key
 
 RAW = os.urandom(32)
 ID = Key(RAW).id
@@ -230,3 +230,17 @@ def test_both_keys_can_be_read(tmp_path: Path) -> None:
     assert {ring.find(key_id).id for key_id in ids} == set(ids)
     with pytest.raises(KeyUnavailable, match="is not here"):
         ring.find(ID)
+
+
+def test_what_is_published_is_sealed_with_the_key_of_records_without_another(tmp_path: Path) -> None:
+    """If it failed, the published tokens would be in the clear after their own key is given up."""
+    records, before = key_source(tmp_path, "records"), key_source(tmp_path, "before")
+    ring = KeyRing(records, None, KeyRing(None, before))
+    current, old = KeyRing(records).current(), KeyRing(before).current()
+    assert current is not None
+    assert old is not None
+    assert ring.published.has_current
+    assert ring.published.known() == {current.id: "current", old.id: "previous"}
+    assert ring.known() == {current.id: "current"}
+    with pytest.raises(KeyUnavailable, match="as published_key or previous_published_key"):
+        ring.published.find(ID)

@@ -11,7 +11,7 @@ from refresher.common.errors import GrantFileError, KeyUnavailable
 from refresher.common.secret import Secret
 from refresher.grants.encoding import encode_kept, key_id_of
 from refresher.grants.record import Grant, Tombstone
-from refresher.operations.encryption import reseal, seals
+from refresher.operations.encryption import check, names, reseal, seals
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from refresher.storage import keys
@@ -189,3 +189,22 @@ def test_keys_are_read_before_a_grant_is_held(
         assert rotate_linear(store).outcome == "rotated"
     assert {name for name, _ in asked} >= {"second", "third"}
     assert [free for _, free in asked] == [[(None,)]] * len(asked)
+
+
+def test_a_key_for_what_is_published_changes_nothing_else(
+    fleet: Fleet, opened: Opened, server: TokenServer, gate: Gate, first: Source, second: Source, tmp_path: Path
+) -> None:
+    """If it failed, ``enable`` or ``rekey`` for the published tokens would store refresh tokens in the clear."""
+    third = key_source(tmp_path, "third")
+    gate.opened.set()
+    import_grant(sealed := opened(KeyRing(first, None, KeyRing(second))), server)
+    assert rotate_linear(sealed).outcome == "rotated"
+    before = fleet.execute("SELECT bytes FROM refresher.record")
+    store = opened(KeyRing(None, first, KeyRing(third, second)))
+    assert check(store, "rekey") == "published"
+    assert names(store, "published") == ["linear"]
+    assert reseal(store, "linear", "published", stopping=lambda: False) == 1
+    assert fleet.execute("SELECT bytes FROM refresher.record") == before
+    assert reseal(store, "linear", "published", stopping=lambda: False) == 0
+    after = opened(KeyRing(first, None, KeyRing(third)))
+    assert {each.name: each.form for each in seals(after)} == {"linear": "current"}
