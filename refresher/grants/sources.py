@@ -8,10 +8,12 @@ from refresher.grants.assertion import ID_TOKEN
 from refresher.grants.record import Grant
 
 __all__ = [
+    "REFUSED_CODES",
     "SOURCE_CODES",
     "Sources",
     "awaited",
     "id_token_has_expired",
+    "is_refused",
     "is_renewed",
     "may_be_revoked",
     "may_bring_id_token",
@@ -21,7 +23,7 @@ __all__ = [
 SOURCE_CODES: Final = ("source_missing", "source_failing", "source_reauthorization_required", "source_cycle")
 """The error codes of a grant whose source is the cause."""
 
-_REFUSED: Final = ("invalid_grant", "invalid_request", "invalid_token")
+REFUSED_CODES: Final = ("invalid_grant", "invalid_request", "invalid_token")
 """How servers say that they do not accept the token that a grant presents (RFC 7523 section 3.1, RFC 8693 section
 2.2.2)."""
 
@@ -57,7 +59,7 @@ def awaited(grant: Grant) -> tuple[str, ...]:
     if assertion is None:
         return ()
     if failure is not None:
-        return assertion.sources if failure.code in (*SOURCE_CODES, *_REFUSED) else ()
+        return assertion.sources if failure.code in (*SOURCE_CODES, *REFUSED_CODES) else ()
     # The access token of another server does not depend on an id_token that it was made from.
     return () if grant.dead or assertion.idp is not None else assertion.sources
 
@@ -67,8 +69,13 @@ def may_be_revoked(grant: Grant, source: Grant) -> bool:
 
     A newer one is tried once. If that is refused as well, the cause is another one, and a rotation more does not help.
     """
+    return grant.refusals == 1 and is_refused(grant, source)
+
+
+def is_refused(grant: Grant, source: Grant) -> bool:
+    """Whether the server refused the token that ``source`` still has, at the last attempt of ``grant``."""
     assertion, failure = grant.assertion, grant.failure
-    if assertion is None or failure is None or failure.code not in _REFUSED or grant.refusals != 1:
+    if assertion is None or failure is None or failure.code not in REFUSED_CODES:
         return False
     presented = dict(zip(assertion.sources, assertion.source_generations, strict=False))
     return presented.get(source.name) == source.generation

@@ -21,7 +21,7 @@ from refresher.grants.outcome import (
     Unreadable,
 )
 from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
-from refresher.grants.sources import SOURCE_CODES
+from refresher.grants.sources import REFUSED_CODES, SOURCE_CODES
 from refresher.grants.tokens import needs_proof, not_before
 
 __all__ = ["INTERRUPTED", "apply", "mark_in_doubt", "mark_interrupted", "mark_restored", "with_access_token"]
@@ -193,15 +193,19 @@ def _failed(
 ) -> Grant:
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
-    pause = policy.backoff(grant, failures)
+    pause = 0.0 if _may_be_revoked_early(grant, outcome) else policy.backoff(grant, failures)
     if outcome.code in _LOCAL_CODES:
         pause = min(pause, _LONGEST_LOCAL_PAUSE)  # nothing is sent, and the file can be good again at any time
     if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
         pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
-    if grant.dead and not _caused_by_source(grant):
+    # Another refusal than a denial says that the policy does not deny any more.
+    is_over = _caused_by_source(grant) or (grant.assertion is not None and outcome.refusal)
+    if grant.dead and not is_over:
         # A person forced another attempt, or it was time to ask again, and the answer does not change the rejection.
         rejection = grant.failure
         if rejection is not None and rejection.retry_at is not None:
+            if grant.assertion is not None:
+                pause = rejection.retry_at - rejection.at  # asked once a day
             rejection = msgspec.structs.replace(
                 rejection, at=now.wall, retry_at=now.wall + max(pause, wait), moment=now
             )
@@ -245,6 +249,12 @@ def _with_busy_provider(grant: Grant) -> Grant:
 
 def _caused_by_source(grant: Grant) -> bool:
     return grant.assertion is not None and grant.failure is not None and grant.failure.code in SOURCE_CODES
+
+
+def _may_be_revoked_early(grant: Grant, outcome: Failed) -> bool:
+    """Whether the next attempt rotates a source first, whose token was refused: then it does not wait."""
+    has_sources = grant.assertion is not None and bool(grant.assertion.sources)
+    return has_sources and outcome.refusal and outcome.code in REFUSED_CODES and grant.refusals == 1
 
 
 def _cause(doubt: Doubt) -> str:

@@ -102,13 +102,15 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
 
     try:
         store.prepare()
-        seen = sources.read_unheld(store, name)
-        rotate_sources(store, seen, order, terms)
-        began = time.monotonic()
-        with sources.files_read(store, seen, terms.ca_file):
-            supply = sources.supply(store, seen)
-            with store.held(name, stopping=terms.stopping, wait=terms.lock_wait) as held:
-                return _Rotation(held, order, terms, events, time.monotonic() - began, supply).run()
+        result = _attempt(store, order, terms, events)
+        if result is None or result.outcome != "transient" or not sources.rotates_source_next(store, name):
+            return result
+        before = len(events)
+        result = _attempt(store, order, terms, events)
+        if result is not None and result.outcome == "rotated":
+            # That a token of its source was refused meanwhile is nobody's business.
+            events[:] = [event for event in events[before:] if event.kind != "state_changed"]
+        return result
     except LockBusy as busy:
         return _adopted_meanwhile(store, order) or fail("lock_busy", str(busy))
     except GrantFileError as error:
@@ -124,6 +126,16 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
         terms.sent.discard(name)
 
 
+def _attempt(store: Store, order: Order, terms: Terms, events: list[Event]) -> Result | None:
+    seen = sources.read_unheld(store, order.name)
+    rotate_sources(store, seen, order, terms)
+    began = time.monotonic()
+    with sources.files_read(store, seen, terms.ca_file):
+        supply = sources.supply(store, seen)
+        with store.held(order.name, stopping=terms.stopping, wait=terms.lock_wait) as held:
+            return _Rotation(held, order, terms, events, time.monotonic() - began, supply).run()
+
+
 def rotate_sources(store: Store, grant: Grant | None, order: Order, terms: Terms) -> None:
     """Rotate the grants whose tokens ``order`` needs, if they are due, before ``grant`` is held."""
     if grant is None or grant.assertion is None or grant.name in terms.feeding or len(terms.feeding) > MAX_DEPTH:
@@ -132,17 +144,14 @@ def rotate_sources(store: Store, grant: Grant | None, order: Order, terms: Terms
     found = sources.orders(store, grant, clocks.now(), force=force, horizon=order.horizon)
     if found:
         store.give_way(grant.name)
+    # A process that holds a source brings the token that is needed here, so this waits for it.
+    lock_wait = max(terms.lock_wait, _SOURCE_WAIT)
+    terms = msgspec.structs.replace(terms, feeding=(*terms.feeding, grant.name), lock_wait=lock_wait)
     for source in found:
         if terms.stopping():
             return
-        result = rotate(
-            store,
-            Order(name=source.name, seen=source.seen, force=source.force, horizon=order.horizon),
-            # A process that holds it brings the token that is needed here, so this waits for it.
-            msgspec.structs.replace(
-                terms, feeding=(*terms.feeding, grant.name), lock_wait=max(terms.lock_wait, _SOURCE_WAIT)
-            ),
-        )
+        first = Order(name=source.name, seen=source.seen, force=source.force, horizon=order.horizon)
+        result = rotate(store, first, terms)
         if result is None or result.outcome in ("adopted", "not_due"):
             continue
         # A failure is also what the grant says, and its own inspection: here it is only said once.

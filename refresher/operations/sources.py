@@ -26,6 +26,7 @@ from refresher.grants.record import Grant, Moved
 from refresher.grants.sources import (
     Sources,
     id_token_has_expired,
+    is_refused,
     is_renewed,
     may_be_revoked,
     may_bring_id_token,
@@ -47,6 +48,7 @@ __all__ = [
     "noted",
     "orders",
     "read_unheld",
+    "rotates_source_next",
     "supply",
     "supply_of",
 ]
@@ -129,6 +131,17 @@ def orders(store: Store, grant: Grant, now: Moment, *, force: bool, horizon: flo
     return due
 
 
+def rotates_source_next(store: Store, name: str) -> bool:
+    """Whether the next attempt of ``name`` rotates a source first, because its token has just been refused."""
+    grant = read_unheld(store, name)
+    found = {} if grant is None else sources_of(grant, store.load)
+    return any(
+        source is not None and not source.dead and source.failure is None and may_be_revoked(grant, source)
+        for source in found.values()
+        if grant is not None
+    )
+
+
 def supply(store: Store, seen: Grant | None) -> Callable[[Grant], Supply]:
     """Read what a grant presents, before it is held; return what gives it to the grant that is held then."""
     found = NO_SUPPLY if seen is None else supply_of(store, seen, clocks.now())
@@ -146,6 +159,7 @@ def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
     try:
         _open(sources)
         _require_no_cycle(store, grant)
+        _require_not_refused(grant, sources)
         if grant.client_assertion_file is not None:
             client_assertion(grant, now.wall)
         if (assertion := grant.assertion) is not None:
@@ -200,6 +214,17 @@ def _open(sources: Sources) -> None:
 def _require_no_cycle(store: Store, grant: Grant) -> None:
     if (problem := find_cycle(store, grant)) is not None:
         raise _NoToken(NotSent(code="source_cycle", description=problem))
+
+
+def _require_not_refused(grant: Grant, sources: Sources) -> None:
+    """Raise ``_NoToken`` if a source has nothing but a token that was refused, and can have no other."""
+    for source in sources.values():
+        if source is None or not source.dead or grant.assertion is None:
+            continue
+        generations = dict(zip(grant.assertion.sources, grant.assertion.source_generations, strict=False))
+        is_named = grant.assertion.repair is not None and grant.assertion.repair == repair_command(source)
+        if is_refused(grant, source) or (is_named and generations.get(source.name) == source.generation):
+            raise _unavailable(source, "has only a token that is refused")
 
 
 class _NoToken(RefresherError):

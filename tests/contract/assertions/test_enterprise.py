@@ -156,7 +156,8 @@ def test_what_keycloak_answers_is_a_denial_or_is_retried(
     rotate_now(files, "company")
     import_grant(files, "saas", saas.managed("company"))
     import_grant(files, "api", exchanged(company, subject_grant="company"))
-    company.answer = lambda _: (status, {"error": code, "error_description": text})
+    answer = status, {"error": code, "error_description": text}
+    company.answer = lambda fields: answer if "subject_token" in fields else None
     result = rotate_now(files, name)
     assert text in result.detail
     grant = grant_of(files, name)

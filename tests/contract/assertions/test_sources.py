@@ -84,8 +84,6 @@ def test_a_source_whose_token_is_refused_is_rotated_once(store: Store, company: 
     rotate_now(store, "company")
     import_grant(store, "api", exchanged(company, subject_grant="company"))
     company.issued.clear()
-    assert rotate_now(store, "api", force=False).outcome == "transient"
-    retry_now(store, "api")
     assert rotate_now(store, "api", force=False).outcome == "rotated"
     assert grant_of(store, "company").generation == 2
     company.answer = lambda fields: (400, {"error": "invalid_request"}) if "subject_token" in fields else None
@@ -131,10 +129,61 @@ def test_a_newer_token_is_presented_at_once_after_a_refusal(store: Store, compan
     import_grant(store, "company", company.person())
     rotate_now(store, "company")
     import_grant(store, "api", exchanged(company, subject_grant="company"))
-    company.issued.clear()
+    company.answer = lambda fields: (400, {"error": "invalid_request"}) if "subject_token" in fields else None
     assert rotate_now(store, "api", force=False).outcome == "transient"
+    company.answer = lambda _: None
+    assert rotate_now(store, "api", force=False).outcome == "transient", "it waits"
     assert rotate_now(store, "company").outcome == "rotated"
     assert rotate_now(store, "api", force=False).outcome == "rotated"
+
+
+def test_a_chain_recovers_in_one_operation(store: Store, company: AssertionServer) -> None:
+    """If it failed, agents would get a 401 while each grant of a chain waits for a backoff of its own."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "middle", exchanged(company, subject_grant="company"))
+    import_grant(store, "api", exchanged(company, subject_grant="middle"))
+    assert rotate_now(store, "api", force=False).outcome == "rotated"
+    company.issued.clear()
+    assert rotate_now(store, "api").outcome == "rotated"
+    assert [grant_of(store, name).generation for name in ("company", "middle", "api")] == [2, 2, 2]
+    assert len(company.asked("refresh_token")) == 2
+
+
+def test_a_dead_source_whose_token_is_refused_names_its_login(store: Store, company: AssertionServer) -> None:
+    """If it failed, a person would look at a server that is right, and the refused token be sent again and again."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "api", exchanged(company, subject_grant="company"))
+    company.issued.clear()
+    company.dead = True
+    assert rotate_now(store, "api", force=False).outcome == "reauthorization_required"
+    assert repair_command(grant_of(store, "api")) == "refresher login company"
+    asked = len(company.requests)
+    retry_now(store, "api")
+    assert rotate_now(store, "api", force=False).outcome == "reauthorization_required"
+    assert len(company.requests) == asked
+    company.dead = False
+    import_grant(store, "company", company.person(refresh_token=company.renew()), replace=True)
+    assert rotate_now(store, "api", force=False).outcome == "rotated"
+
+
+def test_the_newest_refusal_replaces_a_denial(store: Store, company: AssertionServer) -> None:
+    """If it failed, a person would ask an administrator who has lifted the denial already; or it be asked many times."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "api", exchanged(company, subject_grant="company"))
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "subject_token" in fields else None
+    assert rotate_now(store, "api").outcome == "reauthorization_required"
+    company.answer = lambda fields: (503, {}) if "subject_token" in fields else None
+    assert rotate_now(store, "api").outcome == "reauthorization_required"
+    failure = grant_of(store, "api").failure
+    assert failure is not None
+    assert failure.retry_at is not None
+    assert (failure.code, failure.retry_at - failure.at > 80000) == ("access_denied", True)
+    company.answer = lambda fields: (400, {"error": "invalid_scope"}) if "subject_token" in fields else None
+    result = rotate_now(store, "api")
+    assert (result.outcome, "invalid_scope" in result.detail) == ("transient", True), result
 
 
 def test_a_server_cannot_write_the_command_that_a_person_runs(files: Store, company: AssertionServer) -> None:
