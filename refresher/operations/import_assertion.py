@@ -1,5 +1,6 @@
 """The part of an import that says from whose token an access token is obtained (RFC 7523, RFC 8693)."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -16,11 +17,15 @@ from refresher.grants.assertion import (
     Assertion,
     AssertionGrantType,
     TokenSource,
+    foreign_audience,
 )
+from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from shim._token import is_name
 
-__all__ = ["KEYS", "assertion_in", "grant_type_of"]
+__all__ = ["KEYS", "assertion_in", "check_token", "grant_type_of"]
+
+log = logging.getLogger(__name__)
 
 KEYS: Final = (
     *("assertion_file", "assertion_grant", "subject_file", "subject_grant", "subject_token_type"),
@@ -118,3 +123,20 @@ def _token_type(given: Mapping[str, str], key: str) -> str | None:
             f"{key} must be access_token, id_token, jwt or another URI of at most {_LONGEST_TYPE} characters"
         )
     return uri
+
+
+def check_token(grant: Grant, path: str, now: float, *, is_jwt: bool) -> None:
+    """Raise ``ConfigError`` for a file that holds no token for ``grant``; warn of an assertion for another server."""
+    from refresher.oauth.client_authentication import token_in
+
+    token = token_in(path, "assertion", now, is_jwt=is_jwt)
+    if grant.assertion is None or grant.assertion.grant_type != "jwt_bearer":
+        return
+    if audience := foreign_audience(token, (grant.token_endpoint, grant.issuer)):
+        log.warning(
+            "%s: warning: the audience of the assertion %s is %s: most servers require %s",
+            grant.name,
+            path,
+            audience,
+            grant.token_endpoint,
+        )

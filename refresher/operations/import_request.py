@@ -16,7 +16,7 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants import accounts, refresh_life
-from refresher.grants.assertion import GRANT_TYPES, Assertion, foreign_audience
+from refresher.grants.assertion import GRANT_TYPES, Assertion
 from refresher.grants.encoding import decode_secret
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, Params, hidden
 from refresher.grants.tokens import (
@@ -30,7 +30,7 @@ from refresher.grants.tokens import (
 )
 from refresher.oauth import urls
 from refresher.oauth.params import RESERVED_IN_RENEWALS, are_renewal_params
-from refresher.operations.import_assertion import KEYS, assertion_in, grant_type_of
+from refresher.operations.import_assertion import KEYS, assertion_in, check_token, grant_type_of
 from shim._token import is_name
 
 __all__ = ["ImportRequest", "check_files", "check_name", "fingerprint_in", "parse"]
@@ -313,30 +313,13 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
             client_assertion(grant, now)
         for each in () if grant.assertion is None else grant.assertion.tokens:
             if each.file is not None:
-                _check_token(grant, each.file, now, is_jwt=each.is_jwt)
+                check_token(grant, each.file, now, is_jwt=each.is_jwt)
         if grant.client_cert is not None:
             from refresher.oauth.tls import ssl_context  # imports ssl, so only if it is needed
 
             ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:
         raise ImportRefused(str(error)) from None
-
-
-def _check_token(grant: Grant, path: str, now: float, *, is_jwt: bool) -> None:
-    """Raise ``ConfigError`` for a file that holds no token for ``grant``; warn of an assertion for another server."""
-    from refresher.oauth.client_authentication import token_in
-
-    token = token_in(path, "assertion", now, is_jwt=is_jwt)
-    if grant.assertion is None or grant.assertion.grant_type != "jwt_bearer":
-        return
-    if audience := foreign_audience(token, (grant.token_endpoint, grant.issuer)):
-        log.warning(
-            "%s: warning: the audience of the assertion %s is %s: most servers require %s",
-            grant.name,
-            path,
-            audience,
-            grant.token_endpoint,
-        )
 
 
 def _expires_at(request: ImportRequest, now: Moment) -> float | None:
