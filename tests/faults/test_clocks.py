@@ -127,7 +127,7 @@ def grace_period_is_over(since: float) -> bool:
     return time.monotonic() > since + GRACE
 
 
-@pytest.mark.parametrize("jump", ["-2h", "-1d", "+1h", "+2h"])
+@pytest.mark.parametrize("jump", ["-2h", "-1d", "+2h"])
 def test_a_daemon_whose_clock_is_set_sends_each_server_at_most_one_request(refresher: Command, jump: str) -> None:
     """If it failed, a laptop that resumes would use expired tokens, send many requests, or replay a spent token (I1)."""
     need(no_clock())

@@ -135,7 +135,7 @@ def _wait_for_count(tab: Tab, count: int) -> None:
     tab.wait(f"document.querySelector('[data-count=all]').textContent === '{count:,}'")
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, 10_000])
+@pytest.mark.parametrize("count", [0, 1, 10_000])
 def test_axe_finds_nothing_with_any_number_of_grants(opened: Callable[..., Tab], count: int) -> None:
     """If it failed, people who use a screen reader, a keyboard or low contrast could not read the page."""
     with PageServer(numbered(time.time(), count)) as server:

@@ -1,4 +1,4 @@
-"""Two hours of a session behind a load balancer that cuts idle streams, in seconds.
+"""An hour of a session behind a load balancer that cuts idle streams, in seconds.
 
 The server notifies once a minute. The load balancer cuts each stream 60 to 125 seconds after it was opened: as often as
 load balancers cut idle streams. Cuts and notifications come in the order of a simulated clock, each as soon as the one
@@ -21,13 +21,13 @@ from tests.support.fast_loop import TIMES, run_fast
 from tests.support.mirror import Mirror
 from tests.support.published import Published
 
-MINUTES: Final = 120
+MINUTES: Final = 60
 AT_ONCE: Final = 3.0
 """A notification so soon after a cut, in seconds, comes before the client is back."""
 
 
 class Session:
-    """A client behind a load balancer, for two simulated hours."""
+    """A client behind a load balancer, for a simulated hour."""
 
     def __init__(self, server: Counterpart, balancer: Balancer, published: Published, mode: str) -> None:
         self.mirror = Mirror(listens=mode == "auto")
@@ -87,14 +87,14 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     [("python", "legacy"), ("fastmcp", "legacy"), ("typescript", "legacy"), ("python", "auto")],
     ids=["python 2025", "fastmcp 2025", "typescript 2025", "python 2026"],
 )
-def test_two_hours_of_idle_cuts_lose_nothing_silently(tmp_path: Path, kind: str, mode: str) -> None:
+def test_an_hour_of_idle_cuts_lose_nothing_silently(tmp_path: Path, kind: str, mode: str) -> None:
     """If it failed, an agent behind a load balancer would miss changes, and nothing would say so."""
     need(missing(kind))
     server = Counterpart(kind, tmp_path / "server")
     server.accept("access-token-1")
     server.start()
 
-    async def two_hours() -> Session:
+    async def an_hour() -> Session:
         async with Balancer(server.port) as balancer:
             published = Published(tmp_path / "published", balancer.origin)
             published.put(1)
@@ -103,11 +103,11 @@ def test_two_hours_of_idle_cuts_lose_nothing_silently(tmp_path: Path, kind: str,
             return session
 
     try:
-        session = run_fast(two_hours())
+        session = run_fast(an_hour())
     finally:
         server.stop()
     assert server.version == MINUTES
-    assert 60 <= session.cuts <= 100
+    assert 25 <= session.cuts <= 55
     # Each gap was announced, and nothing else was.
     assert session.mirror.events["reconnecting"] == session.cuts
     assert session.mirror.errors == {}

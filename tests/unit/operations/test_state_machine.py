@@ -294,7 +294,7 @@ class Machine(RuleBasedStateMachine):
 def test_no_login_is_lost_that_a_perfect_client_would_keep(caplog: pytest.LogCaptureFixture) -> None:
     """If it failed, errors in some order would force a person to log in again, or end a live access token of agents."""
     caplog.set_level(logging.CRITICAL, "refresher")  # thousands of kills leave thousands of warnings
-    examples = settings().max_examples // 3  # each is a walk of thirty steps
+    examples = settings().max_examples // 5  # each is a walk of thirty steps
     run_state_machine_as_test(
         Machine,
         settings=settings(max_examples=examples, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]),
