@@ -110,8 +110,10 @@ class _Claimer:
 class Keeper:
     """Notes once a second that this refresher is alive, and stores the spills of this host, in a thread of its own."""
 
-    def __init__(self, store: "PostgresStore") -> None:
+    def __init__(self, store: "PostgresStore", report: Callable[[str, str], None]) -> None:
         self._store = store
+        self._report = report
+        """Takes the name of a grant that nobody on this host may rotate, and why."""
         self._stopped = threading.Event()
         self.problem: str | None = None
         """Why this refresher claims nothing; ``None``: it may."""
@@ -133,8 +135,10 @@ class Keeper:
                         "the database was promoted, or restored: grants that may have been rotated since its last "
                         "commit are in doubt until their access token expires"
                     )
-                for name, problem, *_ in self._store.commit_spills():
-                    said.log("", problem, logging.ERROR, f"{name}: not rotated here: {problem}")
+                for unstored in self._store.commit_spills():
+                    said.log("", unstored.problem, logging.ERROR, f"{unstored.name}: {unstored.problem}")
+                    if self._store.is_held_up(unstored):
+                        self._report(unstored.name, unstored.problem)
                 self._store.release_again()
                 self.problem, pause = None, _BEAT_INTERVAL
             except RefresherError as error:
@@ -184,7 +188,7 @@ class DatabaseDaemon:
         Raises ``ConfigError`` and ``DirectoryError`` at the start.
         """
         self._apply(self._settings, "")
-        self._keeper = Keeper(self._store)
+        self._keeper = Keeper(self._store, self._supervision.readiness.mark_unreadable)
         self._mirror.start()
         self._schedule.start()
         try:

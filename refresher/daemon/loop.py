@@ -325,7 +325,10 @@ class Daemon:
             self._queue.start_jobs()
         previous = self._pauses.pop(name, None)
         if result is not None and result.outcome in LOCAL_FAULTS:
-            pause = self._pauses[name] = _Pause.after(previous, fault=True, outcome=result.outcome)
+            # A lock that is held says nothing of a key that was not here.
+            is_busy = result.outcome == "lock_busy" and previous is not None and previous.outcome == INVALID
+            pause = _Pause.after(previous, fault=True, outcome=INVALID if is_busy else result.outcome)
+            self._pauses[name] = pause
             if result.outcome == INVALID:
                 self._readiness.mark_unreadable(name, result.detail)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:

@@ -181,7 +181,7 @@ class Readiness:
         return Health(
             live=live,
             # A host that can open nothing serves no agent, although each grant needs a person.
-            ready=live and self._complete and not waiting and not (unreadable and not fresh),
+            ready=live and self._complete and not waiting and (fresh > 0 or not 0 < len(unreadable) == len(states)),
             grants=len(states),
             fresh=fresh,
             waiting=tuple(waiting[:_MAX_NAMES]),

@@ -1,6 +1,5 @@
 """Inspect grants without their locks: what is on the disk, and what has to be done."""
 
-import os
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -148,9 +147,8 @@ def read_grants(store: Store, names: Collection[str]) -> dict[str, Grant | Grant
 
 def usable(store: Store, grant: Grant | GrantFileError) -> Grant | GrantFileError:
     """Return ``grant``, or the error in its place if it is sealed with a key that is not here: it cannot be rotated."""
-    keys = store.directories.keys
-    if isinstance(grant, GrantFileError) or (keys.credentials and "CREDENTIALS_DIRECTORY" not in os.environ):
-        return grant  # systemd gives a credential to the service alone: a command of a person cannot know
+    if isinstance(grant, GrantFileError) or not store.directories.keys.is_certain:
+        return grant
     try:
         require_key(grant)
     except KeyUnavailable as error:

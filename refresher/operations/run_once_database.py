@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from refresher.common.errors import GrantFileError, StorageError
+from refresher.common.errors import StorageError
 from refresher.config import Settings
 from refresher.grants.record import Grant
 from refresher.operations import names as unknown_names
@@ -20,7 +20,6 @@ from refresher.operations.work_queue import MAX_PER_SERVER, MAX_RUNNING, run_all
 
 if TYPE_CHECKING:
     from refresher.storage.postgres.postgres_store import PostgresStore
-    from refresher.storage.postgres.spills import Unstored
 
 __all__ = ["run_once_in_database"]
 
@@ -78,21 +77,13 @@ def run_once_in_database(
         results = _rotate_due(store, rotate_all, horizon, stopping)
         # Not claimed here: another host may rotate them.
         results += [
-            Result(each.name, "invalid_grant_file", None, each.problem) for each in unstored if _holds_up(store, each)
+            Result(each.name, "invalid_grant_file", None, each.problem) for each in unstored if store.is_held_up(each)
         ]
     with suppress(StorageError):  # the next run does the same
         mirror.publish(names)
         mirror.take_demands()
     store.release_again()
     return results
-
-
-def _holds_up(store: "PostgresStore", unstored: "Unstored") -> bool:
-    """Whether a spill may hold the successor of what is stored under its name."""
-    with suppress(GrantFileError):
-        record = store.load(unstored.name).record
-        return isinstance(record, Grant) and unstored.concerns(record.grant_id, record.generation)
-    return False
 
 
 def _rotate_due(

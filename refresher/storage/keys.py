@@ -7,6 +7,7 @@ logged. What cannot be read is tried again a few seconds later: a key management
 import base64
 import binascii
 import os
+import re
 import shlex
 import signal
 import threading
@@ -64,8 +65,7 @@ def parse_source(setting: str, given: str | None, directory: Path | None = None)
     kind, colon, what = given.partition(":")
     if not colon or kind not in _READERS or not what.strip() or "\0" in what:
         raise ConfigError(f"{setting} must name where the key comes from: {_FORMS}; it is never the key itself")
-    with suppress(ValueError, ImportError):
-        _parse(what.encode())
+    if _is_key(what.strip()):
         raise ConfigError(f"{setting} holds a key: name where the key comes from, {_FORMS}; it is never the key itself")
     if kind == "file":
         try:
@@ -134,6 +134,14 @@ class KeyRing:
         ring._keys = tuple(dict.fromkeys(filter(None, (ring._current, *ring._keys, *self._keys))))  # noqa: SLF001
         return ring
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether what these keys do not open cannot be opened by the service either.
+
+        Others may not see a credential of systemd or a keyring, or run a command: these count once they were read.
+        """
+        return all(each.source.kind == "file" or each.is_loaded for each in self._keys)
+
     def load(self) -> None:
         """Read the keys of each write of a store in a database. Raises ``KeyUnavailable``."""
         self.current()
@@ -191,6 +199,11 @@ class _LoadedKey:
         self._took = 0.0
         self._problem = ""
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the key was read."""
+        return self._key is not None
+
     def get(self) -> Key:
         """Return the key. Raises ``KeyUnavailable``."""
         if (key := self._key) is not None:
@@ -227,6 +240,15 @@ def _parse(data: bytes) -> Key:
     raise ValueError("it is no key of 256 bits, in base64, hex or 32 bytes: 'openssl rand -base64 32' makes one")
 
 
+def _is_key(text: str) -> bool:
+    """Whether a text is a key itself: 32 bytes in base64, whose last character is "=", or in hex."""
+    looks_like_it = text.endswith("=") or re.fullmatch(r"[0-9A-Fa-f]*", text) is not None
+    try:
+        return looks_like_it and _parse(text.encode()) is not None
+    except (ValueError, ImportError):
+        return False
+
+
 def _made(key: bytes) -> Key:
     if not any(key):
         raise ValueError("all its bytes are zero: 'openssl rand -base64 32' makes a key")
@@ -241,7 +263,8 @@ def _from_file(path: str) -> bytes:
     if is_exposed(found.status):
         raise ValueError("other users can read it: run 'chmod 600' on it")
     if found.status.st_uid not in (0, os.geteuid()):
-        raise ValueError("it belongs to another user: give it to this one with chown, or name another file")
+        uid = found.status.st_uid
+        raise ValueError(f"it belongs to another user ({uid}): run refresher as that user, or name a file of this one")
     return found.data
 
 

@@ -251,6 +251,14 @@ class PostgresStore:
         self._unstored = commit_spills(self.database, self._directories)
         return self._unstored
 
+    def is_held_up(self, unstored: Unstored) -> bool:
+        """Whether a spill may hold the successor of what is stored under its name."""
+        try:
+            record = self.load(unstored.name).record
+        except GrantFileError:
+            return True
+        return isinstance(record, Grant) and unstored.concerns(record.grant_id, record.generation)
+
     @contextmanager
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[HeldGrant]:
         """Hold the lease of ``name``. Raises ``LockBusy``, ``Interrupted`` and ``StorageError``."""

@@ -40,8 +40,10 @@ def holdings(cursor: Cursor[Any], names: Collection[str]) -> dict[str, list[Hold
     for name, kind, data, published in cursor.fetchall():
         if (record := holding_of("record", bytes(data), name, is_record=True)) is not None:
             found[name].append(record)
-        if published is not None and kind != "tombstone":  # it has no token
-            found[name].append(_holding(PUBLISHED, bytes(published)))
+        if published is not None:
+            holding = _holding(PUBLISHED, bytes(published))
+            if kind != "tombstone" or holding.key_id is not None:  # it has no token, and is plain since
+                found[name].append(holding)
     cursor.execute(_ORPHANS, (list(names),))
     for name, attempt, data in cursor.fetchall():
         found[name].append(_holding(f"orphan {attempt}", bytes(data)))

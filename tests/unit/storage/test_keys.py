@@ -216,6 +216,9 @@ def test_a_setting_that_is_no_source_is_refused_without_being_shown(given: str) 
         parse_source("encryption_key", given)
     assert TEXT not in str(raised.value)
     assert parse_source("encryption_key", "") is None
+    path = "/home/m\u00fcller/the-encryption-key"
+    assert len(path.encode()) == 32
+    assert parse_source("encryption_key", f"file:{path}") == ("file", path)
 
 
 def test_both_keys_can_be_read(tmp_path: Path) -> None:

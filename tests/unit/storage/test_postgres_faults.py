@@ -173,7 +173,7 @@ def test_an_outcome_that_cannot_be_stored_holds_up_a_grant_no_longer_than_a_leas
             # Another process that holds the row must not hold up what this one does.
             other.execute("SELECT 1 FROM refresher.lease FOR UPDATE")
             store.release_again()
-        keeper = Keeper(store)
+        keeper = Keeper(store, lambda *_: None)
         released = [("armed", None)]
         wait_until(lambda: fleet.execute("SELECT state, holder_pid FROM refresher.lease") == released, "it is released")
         keeper.stop()

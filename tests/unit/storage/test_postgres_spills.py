@@ -9,12 +9,14 @@ import pytest
 
 from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
+from refresher.daemon.database_loop import Keeper
 from refresher.grants.record import Grant
 from refresher.operations.import_grant import store_grant
 from refresher.storage.keys import KeyRing
 from refresher.storage.postgres import spills
 from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.postgres.settling import Sent
+from tests.support.command import wait_until
 from tests.support.fake_state import directories
 from tests.support.fleet import Fleet, import_grant, record_of, rotate_linear
 from tests.support.sealed import key_source
@@ -110,3 +112,16 @@ def test_a_spill_of_an_earlier_login_holds_up_nothing(
     assert path.exists(), "nobody knows without the key what is in it"
     other.close()
     blind.close()
+
+
+def test_a_service_reports_what_it_cannot_rotate(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, health and hooks would say nothing of a grant that this host leaves alone until it has expired."""
+    gate.opened.set()
+    store = fleet.host("a")
+    path = _spill(store, import_grant(store, server))
+    path.write_bytes(path.read_bytes()[:-9])
+    reported = dict[str, str]()
+    keeper = Keeper(store, reported.__setitem__)
+    wait_until(lambda: "linear" in reported, "it is reported")
+    keeper.stop()
+    assert str(path) in reported["linear"]
