@@ -1,10 +1,11 @@
 """Remove: delete the refresh token of a grant, and publish that it is removed."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError, StorageError
+from refresher.common.errors import GrantFileError, RefresherError, StorageError
 from refresher.grants.encoding import open_secrets
 from refresher.grants.record import Grant, Tombstone, with_spent
 from refresher.operations import names
@@ -85,7 +86,10 @@ def _require_opened(store: Store, name: str) -> None:
 
 def _who_needs(store: Store, grant: Grant) -> str:
     """Return the clause that others need the token of ``grant``, also through others; "" without one."""
-    if not (fed := fed_by(store, grant.name)):
+    fed: list[str] = []
+    with suppress(RefresherError):  # the grant is removed, and that must be said
+        fed = fed_by(store, grant.name)
+    if not fed:
         return ""
     more = f" and {len(fed) - _MOST_NAMED} more" if len(fed) > _MOST_NAMED else ""
     need = "needs its token, and fails" if len(fed) == 1 else "need its token, and fail"

@@ -108,8 +108,12 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
         before = len(events)
         result = _attempt(store, order, terms, events)
         if result is not None and result.outcome == "rotated":
-            # That a token of its source was refused meanwhile is nobody's business.
-            events[:] = [event for event in events[before:] if event.kind != "state_changed"]
+            # That a token of its source was refused meanwhile is nobody's business: only the state before and after is.
+            changes = [each for each in events if each.kind == "state_changed"]
+            left_out = changes + [each for each in events[:before] if each.kind == "failed"]
+            events[:] = [each for each in events if each not in left_out]
+            if changes and changes[0].state_before != changes[-1].state:
+                events.append(msgspec.structs.replace(changes[-1], state_before=changes[0].state_before))
         return result
     except LockBusy as busy:
         return _adopted_meanwhile(store, order) or fail("lock_busy", str(busy))

@@ -218,6 +218,8 @@ def _require_no_cycle(store: Store, grant: Grant) -> None:
 
 def _require_not_refused(grant: Grant, sources: Sources) -> None:
     """Raise ``_NoToken`` if a source has nothing but a token that was refused, and can have no other."""
+    if is_renewed(grant, sources):
+        return  # another source has a newer token, and perhaps that was the refused one
     for source in sources.values():
         if source is None or not source.dead or grant.assertion is None:
             continue
