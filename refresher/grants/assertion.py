@@ -97,6 +97,11 @@ class Assertion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return tuple(dict.fromkeys(token.grant for token in self.tokens if token.grant is not None))
 
     @property
+    def seen(self) -> dict[str, int]:
+        """The generation of each of ``sources`` at the last attempt; empty until there was one."""
+        return dict(zip(self.sources, self.source_generations, strict=False))
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The paths of the files that it needs."""
         return tuple(token.file for token in self.tokens if token.file is not None)

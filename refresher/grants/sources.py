@@ -77,8 +77,7 @@ def is_refused(grant: Grant, source: Grant) -> bool:
     assertion, failure = grant.assertion, grant.failure
     if assertion is None or failure is None or failure.code not in REFUSED_CODES:
         return False
-    presented = dict(zip(assertion.sources, assertion.source_generations, strict=False))
-    return presented.get(source.name) == source.generation
+    return assertion.seen.get(source.name) == source.generation
 
 
 def needs_id_token(grant: Grant, name: str) -> bool:

@@ -15,7 +15,18 @@ from refresher.grants.record import Grant, Record
 from refresher.grants.token_file import state_of
 from refresher.operations.result import ResultCode
 
-__all__ = ["Emit", "Event", "EventKind", "change_of_state", "emitting", "happened", "ignore", "now_in", "recoveries"]
+__all__ = [
+    "Emit",
+    "Event",
+    "EventKind",
+    "as_one",
+    "change_of_state",
+    "emitting",
+    "happened",
+    "ignore",
+    "now_in",
+    "recoveries",
+]
 
 EventKind = Literal[
     "demanded",
@@ -124,6 +135,16 @@ def change_of_state(before: Record | None, after: Grant) -> tuple[Event, ...]:
         return ()
     detail = "" if after.failure is None or state == "active" else after.failure.description
     return (now_in(after.name, was, state, detail, generation=after.generation),)
+
+
+def as_one(failed: list[Event], later: list[Event]) -> list[Event]:
+    """Return the events of a failed attempt and of a later one as those of one; only the first and last state count."""
+    changes = [event for event in (*failed, *later) if event.kind == "state_changed"]
+    told = [event for event in failed if event.kind not in ("failed", "state_changed")]
+    told += [event for event in later if event.kind != "state_changed"]
+    if changes and changes[0].state_before != changes[-1].state:
+        told.append(msgspec.structs.replace(changes[-1], state_before=changes[0].state_before))
+    return told
 
 
 def now_in(name: str, was: str | None, state: str, detail: str = "", *, generation: int | None = None) -> Event:

@@ -25,7 +25,7 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations import sources
 from refresher.operations.cycles import MAX_DEPTH
-from refresher.operations.events import Emit, Event, change_of_state, emitting, happened, ignore, recoveries
+from refresher.operations.events import Emit, Event, as_one, change_of_state, emitting, happened, ignore, recoveries
 from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
 from refresher.operations.sources import Supply
@@ -102,18 +102,15 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
 
     try:
         store.prepare()
-        result = _attempt(store, order, terms, events)
-        if result is None or result.outcome != "transient" or not sources.rotates_source_next(store, name):
+        seen = sources.read_unheld(store, name)
+        result = _attempt(store, seen, order, terms, events)
+        if result is None or result.outcome != "transient" or not sources.rotates_source_next(store, seen):
             return result
         before = len(events)
-        result = _attempt(store, order, terms, events)
+        result = _attempt(store, sources.read_unheld(store, name), order, terms, events)
         if result is not None and result.outcome == "rotated":
-            # That a token of its source was refused meanwhile is nobody's business: only the state before and after is.
-            changes = [each for each in events if each.kind == "state_changed"]
-            left_out = changes + [each for each in events[:before] if each.kind == "failed"]
-            events[:] = [each for each in events if each not in left_out]
-            if changes and changes[0].state_before != changes[-1].state:
-                events.append(msgspec.structs.replace(changes[-1], state_before=changes[0].state_before))
+            # That a token of its source was refused meanwhile is nobody's business.
+            events[:] = as_one(events[:before], events[before:])
         return result
     except LockBusy as busy:
         return _adopted_meanwhile(store, order) or fail("lock_busy", str(busy))
@@ -130,8 +127,7 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
         terms.sent.discard(name)
 
 
-def _attempt(store: Store, order: Order, terms: Terms, events: list[Event]) -> Result | None:
-    seen = sources.read_unheld(store, order.name)
+def _attempt(store: Store, seen: Grant | None, order: Order, terms: Terms, events: list[Event]) -> Result | None:
     rotate_sources(store, seen, order, terms)
     began = time.monotonic()
     with sources.files_read(store, seen, terms.ca_file):

@@ -131,14 +131,16 @@ def orders(store: Store, grant: Grant, now: Moment, *, force: bool, horizon: flo
     return due
 
 
-def rotates_source_next(store: Store, name: str) -> bool:
-    """Whether the next attempt of ``name`` rotates a source first, because its token has just been refused."""
-    grant = read_unheld(store, name)
-    found = {} if grant is None else sources_of(grant, store.load)
+def rotates_source_next(store: Store, seen: Grant | None) -> bool:
+    """Whether the next attempt of a grant rotates a source first, because its token has just been refused.
+
+    ``seen``: the grant before the last attempt; most have no sources, and need no second look.
+    """
+    if seen is None or seen.assertion is None or (grant := read_unheld(store, seen.name)) is None:
+        return False
     return any(
         source is not None and not source.dead and source.failure is None and may_be_revoked(grant, source)
-        for source in found.values()
-        if grant is not None
+        for source in sources_of(grant, store.load).values()
     )
 
 
@@ -218,14 +220,14 @@ def _require_no_cycle(store: Store, grant: Grant) -> None:
 
 def _require_not_refused(grant: Grant, sources: Sources) -> None:
     """Raise ``_NoToken`` if a source has nothing but a token that was refused, and can have no other."""
-    if is_renewed(grant, sources):
+    assertion = grant.assertion
+    if assertion is None or is_renewed(grant, sources):
         return  # another source has a newer token, and perhaps that was the refused one
     for source in sources.values():
-        if source is None or not source.dead or grant.assertion is None:
+        if source is None or not source.dead:
             continue
-        generations = dict(zip(grant.assertion.sources, grant.assertion.source_generations, strict=False))
-        is_named = grant.assertion.repair is not None and grant.assertion.repair == repair_command(source)
-        if is_refused(grant, source) or (is_named and generations.get(source.name) == source.generation):
+        is_named = assertion.repair == repair_command(source) and assertion.seen.get(source.name) == source.generation
+        if is_refused(grant, source) or is_named:
             raise _unavailable(source, "has only a token that is refused")
 
 

@@ -3,22 +3,28 @@
 import json
 import re
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 
 from refresher.common import clocks
+from refresher.common.secret import Secret
 from refresher.grants.record import Grant
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage.directories import Directories
+from refresher.storage.postgres import spills
 from refresher.storage.postgres.postgres_store import PostgresStore
+from refresher.storage.postgres.settling import Sent
 from tests.support.fake_state import directories
 from tests.support.token_server import TokenServer
 
-__all__ = ["Fleet", "Rotation", "import_grant", "record_of", "rotate_linear"]
+__all__ = ["Fleet", "Rotation", "import_grant", "record_of", "rotate_linear", "spill"]
 
 
 class Fleet:
@@ -63,6 +69,13 @@ def rotate_linear(store: PostgresStore, *, force: bool = True, seen: int = 10**6
     result = rotate(store, Order(name="linear", seen=seen, force=force), terms)
     assert result is not None
     return result
+
+
+def spill(host: Directories, grant: Grant, token: str = "a-new-token", **changes: Any) -> Path:
+    """Save the next generation of ``grant`` on ``host``, as if the database did not take it."""
+    newer = msgspec.structs.replace(grant, generation=grant.generation + 1, refresh_token=Secret(token))
+    sent = Sent(uuid.uuid4(), grant.name, grant.grant_id, grant.generation, grant.fingerprint())
+    return spills.save(host, sent, msgspec.structs.replace(newer, **changes))
 
 
 class Rotation:

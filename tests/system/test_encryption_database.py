@@ -16,11 +16,10 @@ from refresher.grants.record import Grant
 from refresher.storage.keys import KeyRing, Source
 from refresher.storage.postgres import spills
 from refresher.storage.postgres.postgres_store import PostgresStore
-from refresher.storage.postgres.settling import Sent
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard, running, stopped
 from tests.support.fake_state import directories
-from tests.support.fleet import import_grant
+from tests.support.fleet import import_grant, spill
 from tests.support.sealed import make_key, use_keys
 from tests.support.site import Site
 from tests.support.token_server import Gate, TokenServer
@@ -132,9 +131,7 @@ def test_a_spill_is_sealed_and_waits_for_its_key(site: Site, tmp_path: Path) -> 
     with TokenServer(lambda _: 3600) as server:
         grant = import_grant(sealed, server)
         new = "a-refresh-token-that-is-new"
-        newer = msgspec.structs.replace(grant, generation=grant.generation + 1, refresh_token=Secret(new))
-        sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
-        path = spills.save(sealed.directories, sent, newer)
+        path = spill(sealed.directories, grant, new)
         assert new.encode() not in path.read_bytes()
         assert [each.problem.split(": ")[0] for each in blind.commit_spills()] == [str(path)]
         # Its writing may have been cut off, long ago; without the key, nobody knows.
@@ -177,10 +174,7 @@ def test_a_run_names_the_spill_that_it_cannot_store(site: Site) -> None:
     host = site.host("a")
     with TokenServer(lambda _: 3600) as server:
         host.import_grant("linear", server.grant("linear"))
-        grant = site.grant("linear")
-        sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
-        newer = msgspec.structs.replace(grant, generation=1, refresh_token=Secret("a-refresh-token-that-is-new"))
-        path = spills.save(host.directories, sent, newer)
+        path = spill(host.directories, site.grant("linear"), "a-refresh-token-that-is-new")
         path.write_bytes(path.read_bytes()[:-9])
         done = host("run-once", "--json")
         assert [(each["name"], each["outcome"]) for each in json.loads(done.stdout)["results"]] == [

@@ -194,19 +194,14 @@ def commit_spills(database: Database, directories: Directories, name: str | None
             there = _settle(database, directories.keys, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it
-        except DatabaseAway as error:
-            if not error.refuses_data:
+        except (DatabaseAway, GrantFileError, OSError, ValueError) as error:
+            if isinstance(error, DatabaseAway) and not error.refuses_data:
                 raise
-            left.append(found._replace(problem=f"{path}: {error}"))
-            continue
-        except KeyUnavailable as error:
-            left.append(found._replace(problem=f"{path}: {error}"))
-            continue
-        except (GrantFileError, OSError, ValueError) as error:
-            if path.suffix == spills.INCOMPLETE:
+            is_whole = isinstance(error, DatabaseAway | KeyUnavailable)
+            if path.suffix == spills.INCOMPLETE and not is_whole:
                 spills.set_aside_if_cut_off(path)
-                continue
-            left.append(found._replace(problem=f"{path}: {error}"))
+            else:
+                left.append(found._replace(problem=f"{path}: {error}"))
             continue
         spills.remove(directories, sent)
         path.unlink(missing_ok=True)

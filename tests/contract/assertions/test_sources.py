@@ -4,6 +4,7 @@ import threading
 
 from refresher.common import clocks
 from refresher.doctor.grants import check
+from refresher.operations.events import Event
 from refresher.operations.remove import remove
 from refresher.operations.result import repair_command
 from refresher.operations.rotate import Order, Terms, rotate
@@ -148,6 +149,25 @@ def test_a_chain_recovers_in_one_operation(store: Store, company: AssertionServe
     assert rotate_now(store, "api").outcome == "rotated"
     assert [grant_of(store, name).generation for name in ("company", "middle", "api")] == [2, 2, 2]
     assert len(company.asked("refresh_token")) == 2
+
+
+def test_a_grant_that_failed_before_is_told_to_work_again(store: Store, company: AssertionServer) -> None:
+    """If it failed, a person who was told that a grant fails would never hear that it works again."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "api", exchanged(company, subject_grant="company"))
+    assert rotate_now(store, "api").outcome == "rotated"
+    company.answer = lambda fields: (503, {}) if "subject_token" in fields else None
+    assert rotate_now(store, "api").outcome == "transient"
+    company.answer = lambda _: None
+    company.issued.clear()
+    told: list[Event] = []
+    terms = Terms(ca_file=None, stopping=lambda: False, emit=told.append)
+    rotate(store, Order(name="api", seen=1, force=True), terms)
+    assert [(event.kind, event.state_before, event.state) for event in told if event.name == "api"] == [
+        ("rotated", None, None),
+        ("state_changed", "failing", "active"),
+    ]
 
 
 def test_a_dead_source_whose_token_is_refused_names_its_login(store: Store, company: AssertionServer) -> None:

@@ -20,7 +20,7 @@ from refresher.storage.postgres.database import Database, UnknownOutcome
 from refresher.storage.postgres.settling import Sent
 from tests.support.command import wait_until
 from tests.support.cut_proxy import CutProxy
-from tests.support.fleet import Fleet, Rotation, import_grant, record_of, rotate_linear
+from tests.support.fleet import Fleet, Rotation, import_grant, record_of, rotate_linear, spill
 from tests.support.postgres import Cluster
 from tests.support.token_server import Gate, TokenServer
 
@@ -312,9 +312,7 @@ def test_a_spill_whose_writing_was_cut_off_is_found(fleet: Fleet, server: TokenS
     import_grant(store, server)
     assert rotate_linear(store).outcome == "rotated"
     grant = record_of(store)
-    sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
-    newer = msgspec.structs.replace(grant, generation=2, refresh_token=Secret("x" * 43))
-    path = spills.save(store.directories, sent, newer)
+    path = spill(store.directories, grant, "x" * 43)
     path.rename(path.with_suffix(spills.INCOMPLETE))
     half = store.directories.grants / f"linear.{uuid.uuid4().hex}{spills.INCOMPLETE}"
     half.write_bytes(path.with_suffix(spills.INCOMPLETE).read_bytes()[:100])
@@ -333,7 +331,6 @@ def test_a_spill_that_the_database_refuses_holds_up_no_other(fleet: Fleet, serve
     gate.opened.set()
     store = fleet.host("a")
     grant = import_grant(store, server)
-    sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
-    spills.save(store.directories, sent, msgspec.structs.replace(grant, generation=2**63))
+    spill(store.directories, grant, generation=2**63)
     (problem,) = attempt.commit_spills(store.database, store.directories)
     assert "out of range" in problem.problem

@@ -1,6 +1,5 @@
 """Sealed grants in a database: keys that are lost or away, and what is kept beside the records."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from refresher.operations.remove import remove
 from refresher.storage import keys
 from refresher.storage.directories import Directories
 from refresher.storage.keys import KeyRing, Source
-from refresher.storage.postgres import spills
 from refresher.storage.postgres.postgres_store import PostgresStore
-from refresher.storage.postgres.settling import Sent
 from tests.support.fake_state import directories
-from tests.support.fleet import Fleet, import_grant, rotate_linear
+from tests.support.fleet import Fleet, import_grant, rotate_linear, spill
 from tests.support.sealed import key_source, make_key
 from tests.support.token_server import Gate, TokenServer
 
@@ -53,13 +50,6 @@ def second(tmp_path: Path) -> Source:
     return key_source(tmp_path, "second")
 
 
-def _spill(store: PostgresStore, grant: Grant) -> Path:
-    """Save a new token that the database did not take."""
-    newer = msgspec.structs.replace(grant, generation=grant.generation + 1, refresh_token=Secret("a-new-token"))
-    sent = Sent(uuid.uuid4(), grant.name, grant.grant_id, grant.generation, grant.fingerprint())
-    return spills.save(store.directories, sent, newer)
-
-
 def _replace(store: PostgresStore, grant: Grant) -> None:
     store_grant(store, grant, replace=True, if_absent=False, stopping=lambda: False)
 
@@ -82,7 +72,7 @@ def test_a_grant_whose_key_is_lost_is_replaced_and_kept(
     before, store = opened(KeyRing(first)), opened(KeyRing(second))
     grant = import_grant(before, server)
     sealed = bytes(fleet.execute("SELECT bytes FROM refresher.record")[0][0])
-    path = _spill(before, grant)
+    path = spill(before.directories, grant)
     with pytest.raises(GrantFileError), store.held("linear", stopping=lambda: False) as held:
         held.recover()
     _replace(store, msgspec.structs.replace(grant, refresh_token=Secret("another-token")))
@@ -108,7 +98,7 @@ def test_a_grant_whose_key_is_lost_is_removed_after_a_doubt(
     """If it failed, nobody could remove a grant whose refresher was killed before its key was lost."""
     before, store = opened(KeyRing(first)), opened(KeyRing(second))
     grant = import_grant(before, server)
-    _spill(before, grant)
+    spill(before.directories, grant)
     fleet.execute("UPDATE refresher.lease SET doubt_at = clock_timestamp() - interval '1 min'")
     remove(store, "linear", stopping=lambda: False)
     record = store.load("linear").record
@@ -171,7 +161,7 @@ def test_keys_are_read_before_a_grant_is_held(
     """If it failed, a slow source of keys would stop all refreshers that need the row or the lease."""
     grant = import_grant(opened(KeyRing(first)), server)
     if spilled:
-        _spill(opened(KeyRing(second)), grant)
+        spill(opened(KeyRing(second)).directories, grant)
     third = Source("file", str(make_key(tmp_path, "third")))
     asked, read = [], keys._READERS["file"]
 

@@ -10,23 +10,15 @@ import pytest
 from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
 from refresher.daemon.database_loop import Keeper
-from refresher.grants.record import Grant
 from refresher.operations.import_grant import store_grant
 from refresher.storage.keys import KeyRing
 from refresher.storage.postgres import spills
 from refresher.storage.postgres.postgres_store import PostgresStore
-from refresher.storage.postgres.settling import Sent
 from tests.support.command import wait_until
 from tests.support.fake_state import directories
-from tests.support.fleet import Fleet, import_grant, record_of, rotate_linear
+from tests.support.fleet import Fleet, import_grant, record_of, rotate_linear, spill
 from tests.support.sealed import key_source
 from tests.support.token_server import Gate, TokenServer
-
-
-def _spill(store: PostgresStore, grant: Grant) -> Path:
-    newer = msgspec.structs.replace(grant, generation=grant.generation + 1, refresh_token=Secret("a-new-token"))
-    sent = Sent(uuid.uuid4(), grant.name, grant.grant_id, grant.generation, grant.fingerprint())
-    return spills.save(store.directories, sent, newer)
 
 
 @pytest.mark.parametrize("is_sealed", [False, True], ids=["plain", "sealed"])
@@ -38,7 +30,7 @@ def test_a_spill_that_was_changed_by_a_bit_is_refused_and_kept(
     made = directories(tmp_path / "host")
     keys = KeyRing(key_source(tmp_path, "key") if is_sealed else None)
     store = PostgresStore(fleet.url, msgspec.structs.replace(made, keys=keys))
-    path = _spill(store, import_grant(store, server))
+    path = spill(store.directories, import_grant(store, server))
     whole = path.read_bytes()
     line = len(whole.partition(b"\n")[0])
     for place in {*range(line + 2), *range(line + 2, len(whole), 37)}:
@@ -67,7 +59,7 @@ def test_a_spill_of_an_earlier_version_is_stored_if_it_is_plain(
     )
     grant = import_grant(plain, server)
     for store in (sealed, plain):
-        path = _spill(store, grant)
+        path = spill(store.directories, grant)
         line, _, data = path.read_bytes().partition(b"\n")
         path.write_bytes(json.dumps(json.loads(line) | {"version": 1}).encode() + b"\n" + data)
     (left,) = sealed.commit_spills()
@@ -81,7 +73,7 @@ def test_a_host_leaves_to_others_what_it_cannot_open(fleet: Fleet, server: Token
     """If it failed, one damaged file on one host would stop the rotation of a grant on all hosts."""
     gate.opened.set()
     first, second = fleet.host("a"), fleet.host("b")
-    path = _spill(first, import_grant(first, server))
+    path = spill(first.directories, import_grant(first, server))
     path.write_bytes(path.read_bytes()[:-9])
     fleet.execute("UPDATE refresher.lease SET next_at = clock_timestamp()")
     assert [each.name for each in first.commit_spills()] == ["linear"]
@@ -101,7 +93,7 @@ def test_a_spill_of_an_earlier_login_holds_up_nothing(
     )
     blind = PostgresStore(fleet.url, directories(tmp_path / "own"))
     grant = import_grant(blind, server)
-    path = _spill(other, grant)
+    path = spill(other.directories, grant)
     token = Secret(server.grant("another")["refresh_token"])
     again = msgspec.structs.replace(grant, grant_id=uuid.uuid4().hex, refresh_token=token)
     store_grant(fleet.host("b"), again, replace=True, if_absent=False, stopping=lambda: False)
@@ -118,7 +110,7 @@ def test_a_service_reports_what_it_cannot_rotate(fleet: Fleet, server: TokenServ
     """If it failed, health and hooks would say nothing of a grant that this host leaves alone until it has expired."""
     gate.opened.set()
     store = fleet.host("a")
-    path = _spill(store, import_grant(store, server))
+    path = spill(store.directories, import_grant(store, server))
     path.write_bytes(path.read_bytes()[:-9])
     reported = dict[str, str]()
     keeper = Keeper(store, reported.__setitem__)
